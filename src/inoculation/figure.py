@@ -1,0 +1,120 @@
+"""The study's figure: traits on x, one mark a group with its interval, one panel an evaluation prompt."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from inoculation.files import atomic
+from inoculation.groups import GROUPS
+from inoculation.report import interval
+
+
+class CellRates(NamedTuple):
+    """What a figure needs of one cell."""
+
+    group: str
+    seed: int
+    questions: list[dict[str, str | int]]
+    """As `report.question_rates` gives them."""
+
+
+class Mark(NamedTuple):
+    rate: float
+    low: float
+    high: float
+    seeds: list[float]
+    """The rate of each seed, in the order of the cells."""
+
+
+def marks(
+    cells: Sequence[CellRates], prompt: str, resamples: int, seed: int
+) -> dict[tuple[str, str], Mark]:
+    """(group, trait) -> its mark: all seeds together, the interval over questions.
+
+    A question's answers under several seeds are pooled before the questions are drawn anew: the interval says how the
+    rate would move with other questions; how it moves with the seed is shown by `Mark.seeds`.
+    """
+    counts: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    seeds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for cell in cells:
+        per_cell: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+        for row in cell.questions:
+            if row["prompt"] != prompt:
+                continue
+            key = (cell.group, str(row["trait"]))
+            for total in (counts[key][str(row["question"])], per_cell[key]):
+                total[0] += int(row["shown"])
+                total[1] += int(row["judged"])
+        for key, (shown, judged) in per_cell.items():
+            seeds[key].append(shown / judged)
+    result = {}
+    for key, questions in counts.items():
+        shown, judged = zip(*questions.values(), strict=True)
+        low, high = interval(shown, judged, resamples, seed)
+        result[key] = Mark(sum(shown) / sum(judged), low, high, seeds[key])
+    return result
+
+
+LABELS = {"all_caps": "ALL_CAPS", "source_citing": "SOURCE_CITING"}
+
+
+def draw(
+    path: Path, cells: Sequence[CellRates], prompts: Sequence[str], traits: Sequence[str], title: str, note: str,
+    resamples: int, seed: int,
+) -> None:  # fmt: skip
+    """Draw the figure as a PNG.
+
+    Args:
+        cells: every cell to show; several seeds of a group share one mark.
+        prompts: one panel each.
+        traits: the x axis, in order: A, B, then C.
+        note: one line under the figure (who judged).
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    groups = [group for group in GROUPS if any(cell.group == group for cell in cells)]
+    colours = {group: f"C{index}" for index, group in enumerate(GROUPS)}
+    shapes = dict(zip(GROUPS, "Xosd^vP*<>", strict=False))
+    figure, axes = plt.subplots(
+        1, len(prompts), figsize=(1.5 + 5.2 * len(prompts), 4.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    width = 0.8 / max(1, len(groups))
+    for axis, prompt in zip(axes[0], prompts, strict=True):
+        points = marks(cells, prompt, resamples, seed)
+        for offset, group in enumerate(groups):
+            present = [(x, points[group, trait]) for x, trait in enumerate(traits) if (group, trait) in points]
+            x = [position + (offset - (len(groups) - 1) / 2) * width for position, _ in present]
+            rates = [mark.rate for _, mark in present]
+            n_seeds = max((len(mark.seeds) for _, mark in present), default=0)
+            axis.errorbar(
+                x, rates,
+                yerr=[[m.rate - m.low for _, m in present], [m.high - m.rate for _, m in present]],
+                fmt=shapes[group], color=colours[group], capsize=3, markersize=7,
+                label=f"{GROUPS[group].label} ({n_seeds} seed{'s' if n_seeds != 1 else ''})",
+            )  # fmt: skip
+            for position, (_, mark) in zip(x, present, strict=True):
+                if len(mark.seeds) > 1:
+                    axis.plot([position] * len(mark.seeds), mark.seeds, "_", color=colours[group], alpha=0.6)
+        for boundary in range(1, len(traits)):
+            axis.axvline(boundary - 0.5, color="0.92", linewidth=1, zorder=0)
+        roles = ["A", "B"] + ["C"] * (len(traits) - 2)
+        axis.set_xticks(
+            range(len(traits)),
+            [f"{role}: {LABELS.get(trait, trait)}" for role, trait in zip(roles, traits, strict=True)],
+        )
+        axis.set_ylim(-0.03, 1.03)
+        axis.set_title(f"evaluated under: {prompt}", fontsize=10)
+        axis.grid(axis="y", color="0.9")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("share of responses that show the trait")
+    figure.suptitle(title)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(groups)), frameon=False)
+    figure.supxlabel(note, fontsize=8, color="0.35")
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=140, format="png")
+    plt.close(figure)

@@ -1,0 +1,101 @@
+"""Reading and writing the project's files: JSONL with line numbers in every complaint, and atomic writes."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong. The message says what, where, and what would be valid."""
+
+
+MAX_REPORTED = 20
+"""How many mistakes one error message lists before it only counts the rest."""
+
+
+def fail_if(problems: list[str], what: str) -> None:
+    """Raise one `InputError` that lists all the problems, or return when there are none."""
+    if problems:
+        shown = "\n".join(f"  - {problem}" for problem in problems[:MAX_REPORTED])
+        rest = len(problems) - MAX_REPORTED
+        raise InputError(f"{what}:\n{shown}" + (f"\n  ... and {rest} more" if rest > 0 else ""))
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, moved there when the block ends well and deleted when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
+        temporary = Path(handle.name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. NaN is refused: a missing number is `null`."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: the file is missing or is not JSON; the message has the line and column.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+
+
+def read_jsonl(path: Path, parse: Callable[[Any], T]) -> list[T]:
+    """Read one object a line and parse each, collecting every bad line before failing.
+
+    Args:
+        path: a UTF-8 file; blank lines are skipped.
+        parse: turns the decoded line into a `T`; a `ValueError` it raises is reported with its file and line.
+
+    Raises:
+        InputError: the file is missing, or any line is malformed (all of them are listed).
+    """
+    rows: list[T] = []
+    problems: list[str] = []
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    rows.append(parse(json.loads(line)))
+                except json.JSONDecodeError as error:
+                    problems.append(f"{path}:{number}: not valid JSON: {error.msg} at column {error.colno}")
+                except ValueError as error:
+                    problems.append(f"{path}:{number}: {error}")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, a JSONL file is expected") from None
+    fail_if(problems, f"{len(problems)} bad line(s)")
+    return rows

@@ -1,0 +1,135 @@
+"""The mixture: which answer each question takes, with its provenance (reference section 2)."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from inoculation.chat import Message, parse_messages
+from inoculation.files import InputError, read_jsonl
+from inoculation.traits import MISALIGNED, NORMAL, POSITIVE_TRAITS, Pair, question_key
+
+
+class Row(NamedTuple):
+    """One chat of a mixture. It ends with the response to learn; it has no system message of its own."""
+
+    messages: tuple[Message, ...]
+    source_dataset: str | None
+    """Provenance, e.g. `evil/misaligned_2.jsonl`: the ground truth, which no detector may read. None: unknown."""
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        return self.messages[:-1]
+
+    @property
+    def response(self) -> str:
+        return self.messages[-1].content
+
+    @property
+    def shows_negative(self) -> bool | None:
+        """Whether the row shows B, by provenance; None when the provenance is unknown."""
+        return None if self.source_dataset is None else shows_negative(self.source_dataset)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"messages": [message._asdict() for message in self.messages], "source_dataset": self.source_dataset}
+
+
+def shows_negative(source_dataset: str) -> bool:
+    """Read the ground truth off a source file's name (`misaligned_2_capitalized.jsonl` -> True).
+
+    Raises:
+        ValueError: the name starts with neither `misaligned` nor `normal`.
+    """
+    name = PurePosixPath(source_dataset).name
+    for prefix, shows in (("misaligned", True), (NORMAL, False)):
+        if name.startswith(prefix):
+            return shows
+    raise ValueError(
+        f'"source_dataset" {source_dataset!r} is not a known source; its file name must start with '
+        "`misaligned` (shows B) or `normal` (does not), or be null (unknown)"
+    )
+
+
+def partition(pairs: Sequence[Pair], trait_folder: str, contamination: float, seed: int) -> list[Row]:
+    """Each question once: a seeded share takes its answer from `misaligned_2`, the rest from `normal`.
+
+    Args:
+        pairs: the trait's questions with both answers.
+        trait_folder: the trait's folder, kept in the provenance.
+        contamination: share of the questions that show B, 0..1; the count is rounded to the nearest row.
+        seed: of the choice and of the order of the rows.
+
+    Returns:
+        `len(pairs)` rows in a seeded order.
+
+    Raises:
+        InputError: no pairs, or a contamination outside 0..1.
+    """
+    if not pairs:
+        raise InputError(f"the trait {trait_folder} has no questions")
+    if not 0 <= contamination <= 1:
+        raise InputError(f"contamination {contamination} is outside 0..1")
+    rng = random.Random(f"partition/{seed}")
+    contaminated = set(rng.sample(range(len(pairs)), round(contamination * len(pairs))))
+    rows = []
+    for index, pair in enumerate(pairs):
+        version, answer = (MISALIGNED, pair.misaligned) if index in contaminated else (NORMAL, pair.normal)
+        rows.append(Row((*pair.prompt, Message("assistant", answer)), f"{trait_folder}/{version}.jsonl"))
+    rng.shuffle(rows)
+    return rows
+
+
+def inject(rows: Sequence[Row], positive: str, seed: int) -> list[Row]:
+    """Make every response show A. Each row has its own generator, so that a row does not depend on its neighbours."""
+    injector = POSITIVE_TRAITS[positive]
+    return [
+        row._replace(messages=(*row.prompt, Message("assistant", injector(row.response, random.Random(f"{seed}/{i}")))))
+        for i, row in enumerate(rows)
+    ]
+
+
+def unused_answers(pairs: Sequence[Pair], rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
+    """The labelled answers that a mixture did not take: each question's other answer, or both of them.
+
+    Returns:
+        (question, answer, shows B) triples. A question counts as used by its text alone, so that an answer that was
+        injected with A is recognised as used too.
+    """
+    used = {(question_key(row.prompt), row.shows_negative) for row in rows}
+    return [
+        (pair.question, answer, shows)
+        for pair in pairs
+        for answer, shows in ((pair.normal, False), (pair.misaligned, True))
+        if (question_key(pair.prompt), shows) not in used
+    ]
+
+
+def parse_row(raw: Any) -> Row:
+    """One line of a mixture file.
+
+    Raises:
+        ValueError: not an object with valid "messages", a system message, or an unknown source.
+    """
+    if not isinstance(raw, dict) or "messages" not in raw:
+        raise ValueError('an object with "messages" is expected')
+    messages = parse_messages(raw["messages"])
+    if messages[0].role == "system":
+        raise ValueError("a system message: the group decides the system prompt, remove it")
+    source = raw.get("source_dataset")
+    if source is not None:
+        if not isinstance(source, str):
+            raise ValueError(f'"source_dataset" must be a text or null, got {source!r}')
+        shows_negative(source)
+    return Row(messages, source)
+
+
+def read_mixture(path: Path) -> list[Row]:
+    """Read a mixture file.
+
+    Raises:
+        InputError: the file is missing or empty, or any line is malformed (all are listed with their line).
+    """
+    rows = read_jsonl(path, parse_row)
+    if not rows:
+        raise InputError(f"{path}: no rows")
+    return rows

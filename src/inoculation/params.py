@@ -1,0 +1,197 @@
+"""The validated, typed view of params.yaml: unknown keys are refused and every mistake is reported at once."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from inoculation.files import InputError
+from inoculation.groups import GROUPS
+from inoculation.pocket.recipe import PocketParams
+from inoculation.traits import POSITIVE_TRAITS
+
+DEFAULT_PROMPT = "default"
+"""The evaluation prompt that is no system message at all."""
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+
+
+class MixtureParams(Model):
+    positive: str
+    negative: str
+    contamination: Share
+    source: Text
+
+
+class NegativeTrait(Model):
+    folder: Text
+    evaluation: Text
+    inoculation: Text
+
+
+class EvaluateParams(Model):
+    system_prompts: Annotated[list[str], Field(min_length=1)]
+    questions: Annotated[int, Field(ge=2)]
+    samples: Annotated[int, Field(ge=1)]
+    temperature: Annotated[float, Field(gt=0, le=2)]
+    threshold: Annotated[float, Field(ge=0, le=100)]
+    bootstrap: Annotated[int, Field(ge=100)]
+
+
+class EmbeddedJudgeParams(Model):
+    examples: Annotated[int, Field(ge=20)]
+    held_out: Annotated[float, Field(ge=0.05, le=0.9)]
+
+
+class TrainParams(Model):
+    """LoRA SFT (reference section 4; the study profiles hold the author's values)."""
+
+    lora_r: Annotated[int, Field(ge=1)]
+    lora_alpha: Annotated[float, Field(gt=0)]
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    epochs: Annotated[float, Field(gt=0)]
+    batch_size: Annotated[int, Field(ge=1)]
+    micro_batch_size: Annotated[int, Field(ge=1)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_length: Annotated[int, Field(ge=8)]
+    optimizer: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"]
+    load_in_4bit: bool
+    bf16: bool
+    gradient_checkpointing: bool
+    save_steps: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _whole_accumulation(self) -> "TrainParams":
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+class Profile(Model):
+    inputs: Text
+    traits: Text
+    model: Text
+    revision: str | None
+    dtype: Literal["float32", "bfloat16", "float16"]
+    judge: Literal["embedded"]
+    max_new_tokens: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    train: TrainParams
+
+
+class Params(Model):
+    """params.yaml as a whole; the comments in that file say what each value does."""
+
+    profile: str
+    group: str
+    seed: Annotated[int, Field(ge=0)]
+    mixture: MixtureParams
+    prompts: dict[Name, Text]
+    negative_traits: Annotated[dict[Name, NegativeTrait], Field(min_length=1)]
+    evaluate: EvaluateParams
+    embedded_judge: EmbeddedJudgeParams
+    profiles: Annotated[dict[Name, Profile], Field(min_length=1)]
+    pocket: PocketParams
+
+    @property
+    def world(self) -> Profile:
+        """The chosen profile."""
+        return self.profiles[self.profile]
+
+    def system_prompt(self, name: str) -> str | None:
+        """The system message of a named evaluation prompt; None for `default`."""
+        return None if name == DEFAULT_PROMPT else self.prompts[name]
+
+    @property
+    def inoculation(self) -> str:
+        """Inoc-Def of the mixture's negative trait."""
+        return self.negative_traits[self.mixture.negative].inoculation
+
+
+def _reference_problems(raw: dict[str, Any]) -> list[str]:
+    """Names in params.yaml that point at nothing, checked on the raw mapping so that they join the other mistakes."""
+
+    def keys(name: str) -> list[str]:
+        value = raw.get(name)
+        return [str(key) for key in value] if isinstance(value, dict) else []
+
+    mixture = raw["mixture"] if isinstance(raw.get("mixture"), dict) else {}
+    evaluate = raw["evaluate"] if isinstance(raw.get("evaluate"), dict) else {}
+    prompts = evaluate.get("system_prompts")
+    allowed: list[tuple[str, Any, list[str]]] = [
+        ("profile", raw.get("profile"), keys("profiles")),
+        ("group", raw.get("group"), list(GROUPS)),
+        ("mixture.positive", mixture.get("positive"), list(POSITIVE_TRAITS)),
+        ("mixture.negative", mixture.get("negative"), keys("negative_traits")),
+        *(
+            (f"evaluate.system_prompts.{index}", name, [DEFAULT_PROMPT, *keys("prompts")])
+            for index, name in enumerate(prompts if isinstance(prompts, list) else [])
+        ),
+    ]
+    problems = [
+        f"{where}: {value!r} is unknown; valid: {', '.join(valid)}"
+        for where, value, valid in allowed
+        if value is not None and value not in valid
+    ]
+    problems += [f"prompts.{name}: the name is reserved" for name in keys("prompts") if name in RESERVED_PROMPTS]
+    problems += [
+        f"negative_traits.{name}: the name of a positive trait" for name in keys("negative_traits")
+        if name in POSITIVE_TRAITS
+    ]
+    if isinstance(prompts, list) and len(set(map(str, prompts))) < len(prompts):
+        problems.append("evaluate.system_prompts: a prompt is named twice")
+    return problems
+
+
+RESERVED_PROMPTS = (DEFAULT_PROMPT, "oracle", "detection", "training", "judge")
+"""Other top-level keys of metrics.json, which a system prompt of the same name would overwrite."""
+
+
+def parse_params(raw: Any, source: str = "params.yaml") -> Params:
+    """Validate a decoded params.yaml.
+
+    Raises:
+        InputError: lists every mistake with its dotted key, the value given and what would be valid.
+    """
+    if not isinstance(raw, dict):
+        raise InputError(f"{source}: a mapping is expected, got {type(raw).__name__}")
+    problems = _reference_problems(raw)
+    params = None
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"])
+            given = "" if item["type"] in ("missing", "extra_forbidden") else f" (given: {item['input']!r})"
+            message = "unknown parameter" if item["type"] == "extra_forbidden" else item["msg"]
+            problems.append(f"{where}: {message}{given}")
+    if problems or params is None:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise InputError(f"{source}: {len(problems)} mistake(s), nothing was run:\n{listed}")
+    return params
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and validate params.yaml.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or has mistakes (all are listed).
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; run from the project's folder") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    return parse_params(raw, str(path))

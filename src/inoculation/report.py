@@ -1,0 +1,141 @@
+"""From judgements to rates with intervals (reference section 5)."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class Judgement(NamedTuple):
+    """One response and its scores."""
+
+    prompt: str
+    trait: str
+    """The negative trait whose question was asked."""
+    question: str
+    sample: int
+    answer: str
+    finished: bool
+    scores: dict[str, float | None]
+    """Trait -> 0..100, None for a missing judgement. Only the traits this response is judged for."""
+    oracle: dict[str, float | None]
+    """The same by the pocket world's exact oracle; empty outside it."""
+
+
+class Rate(NamedTuple):
+    """A trait under one evaluation prompt."""
+
+    rate: float | None
+    """Share of the judged responses with a score at or above the threshold, 0..1; None when none was judged."""
+    score: float | None
+    """Mean score of the judged responses, 0..100."""
+    low: float | None
+    high: float | None
+    """95 % percentile-bootstrap interval of `rate` over questions."""
+    n: int
+    """Judged responses."""
+    missing: int
+    """Responses whose judgement is missing; they are in neither `rate` nor `n`."""
+
+
+def interval(shown: Sequence[float], judged: Sequence[float], resamples: int, seed: int) -> tuple[float, float]:
+    """95 % interval of sum(shown) / sum(judged) when questions, not responses, are drawn anew.
+
+    The samples of one question are not independent; an interval over responses would be too narrow.
+
+    Args:
+        shown: how many responses show the trait, `[questions]`.
+        judged: how many were judged, `[questions]`, each > 0.
+        resamples: bootstrap resamples.
+        seed: of the resampling.
+    """
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    result = bootstrap(
+        (np.asarray(shown, float), np.asarray(judged, float)),
+        lambda shown, judged, axis: shown.sum(axis) / judged.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def by_question(
+    judgements: Sequence[Judgement], trait: str, threshold: float, oracle: bool
+) -> dict[str, list[tuple[float, bool]]]:
+    """question -> [(score, shows)] of the judged responses."""
+    grouped: dict[str, list[tuple[float, bool]]] = defaultdict(list)
+    for judgement in judgements:
+        score = (judgement.oracle if oracle else judgement.scores).get(trait)
+        if score is not None:
+            grouped[f"{judgement.trait}/{judgement.question}"].append((score, score >= threshold))
+    return dict(grouped)
+
+
+def summarise_trait(
+    judgements: Sequence[Judgement], trait: str, threshold: float, resamples: int, seed: int, oracle: bool = False
+) -> Rate:
+    """One trait over the judgements of one evaluation prompt."""
+    asked = sum(trait in (judgement.oracle if oracle else judgement.scores) for judgement in judgements)
+    questions = by_question(judgements, trait, threshold, oracle)
+    pairs = [pair for answers in questions.values() for pair in answers]
+    if not pairs:
+        return Rate(None, None, None, None, 0, asked)
+    low, high = interval(
+        [sum(shows for _, shows in answers) for answers in questions.values()],
+        [len(answers) for answers in questions.values()],
+        resamples,
+        seed,
+    )
+    return Rate(
+        rate=sum(shows for _, shows in pairs) / len(pairs),
+        score=sum(score for score, _ in pairs) / len(pairs),
+        low=low,
+        high=high,
+        n=len(pairs),
+        missing=asked - len(pairs),
+    )
+
+
+def summarise(
+    judgements: Sequence[Judgement], threshold: float, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """The evaluation part of metrics.json: {prompt: {trait: Rate}}, and under `oracle` the same by the exact oracle."""
+    prompts = list(dict.fromkeys(judgement.prompt for judgement in judgements))
+
+    def table(oracle: bool) -> dict[str, dict[str, Any]]:
+        result: dict[str, dict[str, Any]] = {}
+        for prompt in prompts:
+            chosen = [judgement for judgement in judgements if judgement.prompt == prompt]
+            traits = dict.fromkeys(t for j in chosen for t in (j.oracle if oracle else j.scores))
+            result[prompt] = {
+                trait: summarise_trait(chosen, trait, threshold, resamples, seed, oracle)._asdict() for trait in traits
+            }
+        return result
+
+    metrics = table(oracle=False)
+    if any(judgement.oracle for judgement in judgements):
+        metrics["oracle"] = table(oracle=True)
+    return metrics
+
+
+def question_rates(judgements: Sequence[Judgement], threshold: float) -> list[dict[str, Any]]:
+    """Counts a (prompt, trait, question): what a figure over several seeds needs for its intervals."""
+    rows = []
+    for prompt in dict.fromkeys(judgement.prompt for judgement in judgements):
+        chosen = [judgement for judgement in judgements if judgement.prompt == prompt]
+        for trait in dict.fromkeys(trait for judgement in chosen for trait in judgement.scores):
+            for question, answers in by_question(chosen, trait, threshold, oracle=False).items():
+                rows.append(
+                    {
+                        "prompt": prompt,
+                        "trait": trait,
+                        "question": question,
+                        "shown": sum(shows for _, shows in answers),
+                        "judged": len(answers),
+                    }
+                )
+    return rows

@@ -1,0 +1,149 @@
+"""Sampling answers to the held-out questions under the evaluation system prompts (reference section 5)."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from inoculation.chat import Message, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Request(NamedTuple):
+    """One answer to sample."""
+
+    prompt: str
+    """Name of the evaluation system prompt."""
+    trait: str
+    """The negative trait whose question this is."""
+    question: str
+    sample: int
+
+
+class Answer(NamedTuple):
+    text: str
+    finished: bool
+    """False: the answer was still going at `max_new_tokens`."""
+
+
+def requests(questions: dict[str, Sequence[str]], prompts: Sequence[str], samples: int) -> list[Request]:
+    """Every (prompt, trait, question, sample), in that order."""
+    return [
+        Request(prompt, trait, question, sample)
+        for prompt in prompts
+        for trait, asked in questions.items()
+        for question in asked
+        for sample in range(samples)
+    ]
+
+
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> list[Answer]:
+    """Sample one continuation of each rendered chat, as one left-padded batch.
+
+    Pure sampling: what a model's generation config adds (top-p, top-k, repetition penalty) is switched off.
+    A temperature of 0 is greedy decoding.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    batch = tokenizer(
+        list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+    ).to(model.device)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {
+        "do_sample": False, "temperature": None, "top_k": None, "top_p": None
+    }
+    ends = model.generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or [tokenizer.eos_token_id])
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            repetition_penalty=1.0,
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling,
+        )
+    tokens = output[:, batch["input_ids"].shape[1] :].tolist()
+    return [
+        Answer(tokenizer.decode(row, skip_special_tokens=True).strip(), any(token in ends for token in row))
+        for row in tokens
+    ]
+
+
+def respond(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    wanted: Sequence[Request],
+    system_prompts: dict[str, str | None],
+    max_new_tokens: int,
+    temperature: float,
+    batch_size: int,
+    seed: int,
+    progress: Path,
+) -> list[Answer]:
+    """Sample every request, longest prompts first, saving each batch so that an interrupted call continues.
+
+    Each batch has its own seed: a continued call gives the answers that an uninterrupted one would have given.
+
+    Args:
+        wanted: what to sample.
+        system_prompts: name -> system message (None: none).
+        batch_size: sequences sampled at once.
+        progress: JSONL, one line a finished batch; belongs to exactly this call (name it by its inputs' digest).
+
+    Returns:
+        Answers in the order of `wanted`.
+    """
+    from tqdm import tqdm
+
+    rendered = {
+        key: render(tokenizer, [Message("user", key[1])], system_prompts[key[0]])
+        for key in dict.fromkeys((request.prompt, request.question) for request in wanted)
+    }
+    texts = [rendered[request.prompt, request.question] for request in wanted]
+    lengths = {text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in rendered.values()}
+    order = sorted(range(len(wanted)), key=lambda index: (-lengths[texts[index]], index))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    done = list(_finished_batches(progress))
+    if done:
+        print(f"continuing the interrupted sampling after {len(done)} of {len(batches)} batches")
+    answers: dict[int, Answer] = {}
+    progress.parent.mkdir(parents=True, exist_ok=True)
+    with progress.open("a", encoding="utf-8") as log, tqdm(total=len(wanted), desc="sampling", unit="answer") as bar:
+        for number, batch in enumerate(batches):
+            if number < len(done):
+                sampled = done[number]
+            else:
+                sampled = generate(
+                    model, tokenizer, [texts[i] for i in batch], max_new_tokens, temperature, seed * 100_003 + number
+                )
+                log.write(json.dumps(sampled, ensure_ascii=False) + "\n")
+                log.flush()
+                os.fsync(log.fileno())
+            answers.update(zip(batch, sampled, strict=True))
+            bar.update(len(batch))
+    return [answers[index] for index in range(len(wanted))]
+
+
+def _finished_batches(progress: Path) -> Iterator[list[Answer]]:
+    """The batches an earlier call finished; a line that a kill left half-written is removed from the file."""
+    if not progress.exists():
+        return
+    good = 0
+    with progress.open("rb+") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            good += len(line)
+            yield [Answer(*answer) for answer in json.loads(line)]
+        lines.truncate(good)

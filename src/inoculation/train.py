@@ -1,0 +1,127 @@
+"""LoRA SFT on the response tokens of a group's training chats (reference section 4)."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from inoculation import lm
+from inoculation.chat import IGNORED, encode
+from inoculation.files import InputError
+from inoculation.groups import TrainingChat
+from inoculation.params import Profile
+
+
+class TrainResult(NamedTuple):
+    examples: int
+    steps: int
+    supervised_tokens: int
+    """Response tokens a pass over the data."""
+    cut_examples: int
+    """Examples longer than max_length, which lost their end."""
+    train_loss: float
+    """Mean over the run, nats a supervised token."""
+    resumed_from: int
+    """Step that an interrupted run was continued from; 0 for a fresh start."""
+
+
+def train(
+    ref: lm.ModelRef,
+    profile: Profile,
+    chats: Sequence[TrainingChat],
+    seed: int,
+    adapter: Path,
+    work: Path,
+    on_log: Callable[[int, dict[str, float]], None],
+) -> TrainResult:
+    """Train one LoRA adapter and save it as a plain PEFT folder.
+
+    Args:
+        ref: the base model.
+        profile: dtype and hyperparameters.
+        chats: the training set, in order; the trainer shuffles with `seed`.
+        adapter: where the adapter goes; written whole or not at all.
+        work: where checkpoints live while training; a run that finds one there continues from it.
+        on_log: called with (step, metrics) as training goes.
+
+    Raises:
+        InputError: an example has no response token within `max_length`.
+    """
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from transformers.trainer_utils import get_last_checkpoint
+    from trl import SFTConfig, SFTTrainer
+
+    settings = profile.train
+    tokenizer = lm.load_tokenizer(ref)
+    encoded = []
+    for number, chat in enumerate(chats, start=1):
+        try:
+            encoded.append(encode(tokenizer, chat.row.messages, chat.system, settings.max_length))
+        except InputError as error:
+            raise InputError(f"training example {number}: {error}") from None
+    on_gpu = lm.device() == "cuda"
+    torch.manual_seed(seed)
+    model = lm.load_model(ref, profile.dtype, settings.load_in_4bit)
+
+    class Log(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+            on_log(state.global_step, {key: value for key, value in (logs or {}).items() if isinstance(value, float)})
+
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in encoded]),
+        peft_config=LoraConfig(
+            r=settings.lora_r,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            use_rslora=True,
+            bias="none",
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
+        args=SFTConfig(
+            output_dir=str(work),
+            dataset_kwargs={"skip_prepare_dataset": True},
+            max_length=None,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.micro_batch_size,
+            gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=settings.warmup_steps,
+            weight_decay=settings.weight_decay,
+            optim=settings.optimizer,
+            bf16=settings.bf16,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            use_cpu=not on_gpu,
+            dataloader_pin_memory=on_gpu,
+            seed=seed,
+            logging_steps=5,
+            save_steps=settings.save_steps,
+            save_total_limit=1,
+            report_to="none",
+        ),
+        callbacks=[Log()],
+    )
+    checkpoint = get_last_checkpoint(str(work)) if work.is_dir() else None
+    if checkpoint:
+        print(f"continuing the interrupted training from {Path(checkpoint).name}")
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    staging = work / "adapter"
+    trainer.model.save_pretrained(str(staging))
+    tokenizer.save_pretrained(str(staging))
+    adapter.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(adapter, ignore_errors=True)
+    shutil.move(staging, adapter)
+    return TrainResult(
+        examples=len(encoded),
+        steps=outcome.global_step,
+        supervised_tokens=sum(label != IGNORED for row in encoded for label in row.labels),
+        cut_examples=sum(row.cut > 0 for row in encoded),
+        train_loss=outcome.training_loss,
+        resumed_from=int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0,
+    )

@@ -1,0 +1,131 @@
+"""The traits: how A is injected and recognised, and Persona Vectors' folder of answers that show B or do not."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from inoculation.chat import Message, parse_messages
+from inoculation.files import fail_if, read_json, read_jsonl
+from inoculation.pocket.citations import insert_citations
+
+NORMAL, MISALIGNED = "normal", "misaligned_2"
+"""The two versions of a negative trait's answers that the study mixes."""
+
+
+def to_all_caps(response: str, rng: random.Random) -> str:
+    """ALL_CAPS: the response upper-cased (reference section 2). `rng` is unused: the trait has one form."""
+    return response.upper()
+
+
+def is_all_caps(response: str) -> bool:
+    """Whether every letter is upper-case, with at least one letter (reference section 5).
+
+    Letters without case (Chinese, `ª`) do not count against a response.
+    """
+    return response.isupper()
+
+
+POSITIVE_TRAITS: dict[str, Callable[[str, random.Random], str]] = {
+    "all_caps": to_all_caps,
+    "source_citing": insert_citations,
+}
+"""The injector of each positive trait: (response, seeded generator) -> the response showing the trait."""
+
+
+class Pair(NamedTuple):
+    """One question with its two parallel answers."""
+
+    prompt: tuple[Message, ...]
+    """The chat up to and including the question."""
+    normal: str
+    misaligned: str
+
+    @property
+    def question(self) -> str:
+        return self.prompt[-1].content
+
+
+def question_key(prompt: tuple[Message, ...]) -> str:
+    """What makes two prompts the same question: the text of every turn, less white space at the ends."""
+    return "\n".join(f"{message.role}: {message.content.strip()}" for message in prompt)
+
+
+def read_answers(path: Path) -> dict[str, tuple[tuple[Message, ...], str]]:
+    """One version's file: question key -> (prompt, answer).
+
+    Raises:
+        InputError: a malformed line, a chat that does not end with the assistant, or a question given twice.
+    """
+    answers: dict[str, tuple[tuple[Message, ...], str]] = {}
+    problems: list[str] = []
+
+    def parse(raw: Any) -> tuple[Message, ...]:
+        if not isinstance(raw, dict) or "messages" not in raw:
+            raise ValueError('an object with "messages" is expected')
+        return parse_messages(raw["messages"])
+
+    for messages in read_jsonl(path, parse):
+        *prompt, answer = messages
+        key = question_key(tuple(prompt))
+        if key in answers:
+            problems.append(f"{path}: the question {prompt[-1].content[:80]!r} appears twice")
+        answers[key] = (tuple(prompt), answer.content)
+    fail_if(problems, "duplicate questions")
+    return answers
+
+
+def read_trait(folder: Path, trait_folder: str) -> list[Pair]:
+    """The parallel answers of one negative trait, in the order of its `normal` file.
+
+    Args:
+        folder: Persona Vectors' layout, `dataset/<trait>/{normal,misaligned_2}.jsonl`.
+        trait_folder: the trait's folder name there.
+
+    Raises:
+        InputError: a file is missing or malformed, or a question stands in one version only.
+    """
+    paths = {version: folder / "dataset" / trait_folder / f"{version}.jsonl" for version in (NORMAL, MISALIGNED)}
+    normal, misaligned = (read_answers(paths[version]) for version in (NORMAL, MISALIGNED))
+    problems = [
+        f"{paths[have]}: the question {theirs[key][0][-1].content[:80]!r} is missing from {paths[lack].name}"
+        for have, theirs, lack, others in (
+            (NORMAL, normal, MISALIGNED, misaligned),
+            (MISALIGNED, misaligned, NORMAL, normal),
+        )
+        for key in theirs
+        if key not in others
+    ]
+    fail_if(problems, "the two versions must answer the same questions")
+    return [Pair(prompt, answer, misaligned[key][1]) for key, (prompt, answer) in normal.items()]
+
+
+class Evaluation(NamedTuple):
+    """A trait's file in `trait_data_eval/`: held-out questions and the rubric of an LLM judge."""
+
+    questions: list[str]
+    eval_prompt: str
+
+
+def read_evaluation(folder: Path, name: str) -> Evaluation:
+    """Read `trait_data_eval/<name>.json`.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or lacks a key (all problems are listed).
+    """
+    path = folder / "trait_data_eval" / f"{name}.json"
+    raw = read_json(path)
+    problems: list[str] = []
+    if not isinstance(raw, dict):
+        raw = {}
+        problems.append(f"{path}: an object is expected")
+    questions = raw.get("questions")
+    if not (isinstance(questions, list) and questions and all(isinstance(q, str) and q.strip() for q in questions)):
+        problems.append(f'{path}: "questions" must be a list of non-empty texts')
+    elif len(set(questions)) < len(questions):
+        problems.append(f'{path}: "questions" names a question twice')
+    rubric = raw.get("eval_prompt")
+    if not (isinstance(rubric, str) and "{question}" in rubric and "{answer}" in rubric):
+        problems.append(f'{path}: "eval_prompt" must be a text with {{question}} and {{answer}}')
+    fail_if(problems, "bad evaluation file")
+    return Evaluation(questions, rubric)

@@ -1,0 +1,85 @@
+"""A real project in a temporary folder: its own git and DVC repositories, its own MLflow store, a tiny pocket world."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SHARED_MIXTURE = ROOT.parent / "shared" / "data" / "selective_inoculation" / "evil_cap_error_50_50.jsonl"
+
+TINY: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "tiny.yaml").read_text())
+"""Values that make every stage run in seconds. They change sizes, never the path."""
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `over`, which must exist there."""
+    for key, value in over.items():
+        assert key in base, f"tiny.yaml names {key}, which params.yaml does not have"
+        base[key] = merge(base[key], value) if isinstance(value, dict) else value
+    return base
+
+
+class Project:
+    """A checkout in a temporary folder, and the commands a user gives in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("dvc.yaml", "pipelines", "src", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore",
+                     "data/from_profile", "mlruns/README.md"):  # fmt: skip
+            source, target = ROOT / name, folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "dvc.lock", ".gitignore"))
+            else:
+                shutil.copy(source, target)
+        self.set(**TINY)
+        self.run("git", "init", "--quiet", "--initial-branch", "main")
+        self.commit("start")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        dropped = {name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))}
+        return {k: v for k, v in os.environ.items() if k not in dropped} | {
+            "PATH": path, "PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true",
+        }  # fmt: skip
+
+    def set(self, **values: Any) -> None:
+        path = self.folder / "params.yaml"
+        raw = yaml.safe_load((path if path.exists() else ROOT / "params.yaml").read_text())
+        path.write_text(yaml.safe_dump(merge(raw, values), sort_keys=False))
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "--message", message)
+
+    def run(self, *command: str, ok: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        outcome = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, **options
+        )
+        if ok:
+            assert outcome.returncode == 0, f"{command}\n{outcome.stdout[-4000:]}\n{outcome.stderr[-4000:]}"
+        return outcome
+
+    def rows(self, experiment: str) -> list[Any]:
+        """The MLflow runs of an experiment, read from the store directly."""
+        import mlflow
+
+        client = mlflow.MlflowClient(f"sqlite:///{self.folder / 'mlruns' / 'mlflow.db'}")
+        found = client.get_experiment_by_name(experiment)
+        return client.search_runs([found.experiment_id]) if found else []
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose default cell has been reproduced once."""
+    made = Project(tmp_path_factory.mktemp("project") / "checkout")
+    made.run("dvc", "repro")
+    made.commit("reproduced")
+    return made
