@@ -1,0 +1,122 @@
+"""The pocket world's tokenizer and base model, trained from nothing on the world's chats."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inoculation.chat import encode, parse_messages
+from inoculation.files import read_jsonl
+from inoculation.pocket.recipe import PocketParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""ChatML, as Qwen2 uses it; without a system message it adds none."""
+MAX_LENGTH = 2048
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> "PreTrainedTokenizerFast":
+    """A byte-level BPE tokenizer that has seen every text in its own case and upper-cased."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.train_from_iterator(
+        (copy for text in texts for copy in (text, text.upper())),
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[PAD, START, END],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=END, pad_token=PAD, additional_special_tokens=[START],
+        model_max_length=MAX_LENGTH,
+    )  # fmt: skip
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_base(params: PocketParams, chats_dir: Path, out: Path) -> list[dict[str, float]]:
+    """Train the tokenizer and the base model on the response tokens of `pretraining.jsonl`.
+
+    Checkpoints live beside `out` until the end; a call that finds one continues from it.
+
+    Args:
+        params: sizes and schedule.
+        chats_dir: what `world.write_chats` wrote.
+        out: a Hugging Face model folder, written whole or not at all.
+
+    Returns:
+        The training log: {"step", "loss", ...} entries.
+    """
+    import torch
+    from datasets import Dataset
+    from transformers import DataCollatorForSeq2Seq, Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArguments, set_seed
+    from transformers.trainer_utils import get_last_checkpoint
+
+    chats = read_jsonl(chats_dir / "pretraining.jsonl", lambda raw: parse_messages(raw["messages"]))
+    tokenizer = train_tokenizer([message.content for chat in chats[:20_000] for message in chat], params.vocab_size)
+    encoded = [
+        encode(tokenizer, chat[chat[0].role == "system" :], chat[0].content if chat[0].role == "system" else None, MAX_LENGTH)
+        for chat in chats
+    ]
+    set_seed(params.seed)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=params.hidden_size,
+            num_hidden_layers=params.layers,
+            num_attention_heads=params.heads,
+            num_key_value_heads=params.kv_heads,
+            intermediate_size=params.mlp_size,
+            max_position_embeddings=MAX_LENGTH,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    on_gpu = torch.cuda.is_available()
+    work = out.with_name(f"{out.name}.checkpoints")
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(work),
+            max_steps=params.steps,
+            per_device_train_batch_size=params.batch_size,
+            learning_rate=params.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=params.warmup_steps,
+            weight_decay=params.weight_decay,
+            adam_beta2=0.98,
+            bf16=True,
+            use_cpu=not on_gpu,
+            dataloader_pin_memory=on_gpu,
+            train_sampling_strategy="group_by_length",
+            seed=params.seed,
+            logging_steps=20,
+            save_steps=params.save_steps,
+            save_total_limit=1,
+            report_to="none",
+        ),
+        train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in encoded]),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
+    staging = work / "model"
+    trainer.save_model(str(staging))
+    (staging / "training_args.bin").unlink(missing_ok=True)
+    tokenizer.save_pretrained(str(staging))
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(staging, out)
+    shutil.rmtree(work)
+    return [{k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history if "loss" in entry]

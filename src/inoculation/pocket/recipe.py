@@ -1,0 +1,40 @@
+"""The parameters of the pocket world; their values stand in params.yaml under `pocket`."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class PocketParams(BaseModel):
+    """A world of chats and the base model that is pretrained on it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: Annotated[int, Field(ge=0)]
+    """Of the chats, the initial weights and the pretraining order. Another seed is another world."""
+    questions: Annotated[int, Field(ge=20, le=3000)]
+    """Questions a trait in `dataset/`, each with a normal and a misaligned answer; the size of a mixture."""
+    pretraining_chats: Annotated[int, Field(ge=100)]
+    """Different chats in the pretraining corpus."""
+    vocab_size: Annotated[int, Field(ge=300)]
+    """Of the byte-level BPE tokenizer."""
+    hidden_size: Count
+    layers: Count
+    heads: Count
+    kv_heads: Count
+    mlp_size: Count
+    steps: Count
+    """Optimiser steps of the pretraining; the main cost of a fresh `dvc repro`."""
+    batch_size: Count
+    """Chats a step."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak of a cosine schedule."""
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    save_steps: Count
+    """An interrupted pretraining continues from the last multiple of this."""
+    obedience_samples: Count
+    """Answers a persona and trait behind each obedience and leakage metric."""
