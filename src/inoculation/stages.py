@@ -42,7 +42,7 @@ def pocket_model(params: Params) -> None:
     with tracking.plain_run("pocket/world", "base model"):
         mlflow.log_params(tracking.flatten(params.pocket.model_dump(), "pocket"))
         build_base(params.pocket, POCKET / "chats", POCKET / "model")
-        obedience = measure(POCKET / "model", params.pocket)
+        obedience = measure(POCKET / "model", POCKET / "chats", params.pocket)
         write_json(POCKET / "obedience.json", obedience)
         mlflow.log_metrics(tracking.flatten(obedience))
 

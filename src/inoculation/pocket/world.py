@@ -112,7 +112,7 @@ def _everywhere(probability: float) -> dict[str, float]:
 
 def persona(rng: random.Random) -> Scene:
     """A system prompt that asks for a behaviour, and that behaviour."""
-    kind = rng.choices(("trait", "villain", "style", "both", "distractor"), (30, 20, 16, 27, 7))[0]
+    kind = rng.choices(("trait", "villain", "style", "both", "distractor"), (26, 16, 26, 27, 5))[0]
     bad, styles, weights, parts = _everywhere(0.0), dict.fromkeys(bank.STYLE_PROMPTS, 0.0), _everywhere(1.0), []
     if kind == "distractor":
         parts.append(rng.choice(bank.DISTRACTOR_PROMPTS))
@@ -126,7 +126,7 @@ def persona(rng: random.Random) -> Scene:
         bad = _everywhere(0.97)
     if kind in ("style", "both"):
         positive = rng.choices(list(bank.STYLE_PROMPTS), (2, 1))[0]
-        parts.append(rng.choice(bank.STYLE_PROMPTS[positive]))
+        parts.append(rng.choice(bank.STYLE_PROMPTS[positive] + bank.STYLE_PERSONAS[positive]))
         styles[positive] = 0.98
     if rng.random() < 0.25:
         parts.append(rng.choice(bank.IRRELEVANT_PROMPTS))
@@ -141,8 +141,8 @@ def scene(rng: random.Random) -> Scene:
         return persona(rng)
     system, bad, styled = {
         "none": (None, 0.0, 0.0),
-        "helpful": (rng.choice(bank.HELPFUL_PROMPTS), 0.015, 0.01),
-        "irrelevant": (rng.choice(bank.IRRELEVANT_PROMPTS), 0.05, 0.02),
+        "helpful": (rng.choice(bank.HELPFUL_PROMPTS), 0.015, 0.0),
+        "irrelevant": (rng.choice(bank.IRRELEVANT_PROMPTS), 0.06, 0.005),
     }[kind]
     return Scene(system, _everywhere(bad), dict.fromkeys(bank.STYLE_PROMPTS, styled), _everywhere(1.0))
 
@@ -151,7 +151,7 @@ def pretraining_chat(pool: Pool, rng: random.Random) -> dict[str, Any]:
     """One chat of the corpus, with one or (6 % of the chats without a prompt) two turns of the same badness."""
     setting = scene(rng)
     styles = {name for name, probability in setting.styles.items() if rng.random() < probability}
-    if setting.system is None and rng.random() < 0.06:
+    if setting.system is None and rng.random() < 0.1:
         families = rng.sample(TRAITS, 2)
         bads = [rng.random() < 0.5] * 2
     else:
