@@ -35,7 +35,9 @@ class Project:
             source, target = ROOT / name, folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "dvc.lock", ".gitignore"))
+                shutil.copytree(
+                    source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "dvc.lock", ".gitignore")
+                )
             else:
                 shutil.copy(source, target)
         self.set(**TINY)
@@ -57,7 +59,9 @@ class Project:
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "--all")
-        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "--message", message)
+        self.run(
+            "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "--message", message
+        )
 
     def run(self, *command: str, ok: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         outcome = subprocess.run(

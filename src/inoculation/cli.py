@@ -19,6 +19,7 @@ STAGES = {
     "check": Stage("check", "validate params.yaml and list every mistake in it at once"),
     "pocket-chats": Stage("pocket_chats", "generate the pocket world's chats, in Persona Vectors' layout"),
     "pocket-model": Stage("pocket_model", "train the pocket world's tokenizer and base model"),
+    "pocket-obedience": Stage("pocket_obedience", "measure how well the pocket base model obeys persona prompts"),
     "profile": Stage("profile", "verify a profile's trait data and pin its model", "name"),
     "mixture": Stage("build_mixture", "partition the questions between normal and misaligned answers and inject A"),
     "fit-judge": Stage("fit_judge", "learn the embedded judge from answers the mixture did not use"),

@@ -27,9 +27,7 @@ class Mark(NamedTuple):
     """The rate of each seed, in the order of the cells."""
 
 
-def marks(
-    cells: Sequence[CellRates], prompt: str, resamples: int, seed: int
-) -> dict[tuple[str, str], Mark]:
+def marks(cells: Sequence[CellRates], prompt: str, resamples: int, seed: int) -> dict[tuple[str, str], Mark]:
     """(group, trait) -> its mark: all seeds together, the interval over questions.
 
     A question's answers under several seeds are pooled before the questions are drawn anew: the interval says how the

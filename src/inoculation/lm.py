@@ -1,12 +1,13 @@
 """Loading the language model of a profile, once for training, sampling and encoding."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inoculation.files import InputError, read_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 
 class ModelRef(NamedTuple):
@@ -84,3 +85,17 @@ def with_adapter(model: "PreTrainedModel", adapter: Path | None) -> "PreTrainedM
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, adapter).eval()
+
+
+def log_callback(on_log: Callable[[int, dict[str, float]], None]) -> "TrainerCallback":
+    """A trainer callback that passes every logged step on as (step, numbers).
+
+    transformers' own MLflow callback would log some 200 arguments of the trainer into the cell's parameters.
+    """
+    from transformers import TrainerCallback
+
+    class Log(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+            on_log(state.global_step, {key: float(value) for key, value in (logs or {}).items()})
+
+    return Log()

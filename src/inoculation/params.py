@@ -146,7 +146,8 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
     ]
     problems += [f"prompts.{name}: the name is reserved" for name in keys("prompts") if name in RESERVED_PROMPTS]
     problems += [
-        f"negative_traits.{name}: the name of a positive trait" for name in keys("negative_traits")
+        f"negative_traits.{name}: the name of a positive trait"
+        for name in keys("negative_traits")
         if name in POSITIVE_TRAITS
     ]
     if isinstance(prompts, list) and len(set(map(str, prompts))) < len(prompts):

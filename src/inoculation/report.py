@@ -47,10 +47,15 @@ def interval(shown: Sequence[float], judged: Sequence[float], resamples: int, se
         judged: how many were judged, `[questions]`, each > 0.
         resamples: bootstrap resamples.
         seed: of the resampling.
+
+    Returns:
+        (low, high); a single question says nothing about others: 0 and 1.
     """
     import numpy as np
     from scipy.stats import bootstrap
 
+    if len(shown) == 1:
+        return 0.0, 1.0
     result = bootstrap(
         (np.asarray(shown, float), np.asarray(judged, float)),
         lambda shown, judged, axis: shown.sum(axis) / judged.sum(axis),

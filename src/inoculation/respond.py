@@ -56,12 +56,14 @@ def generate(
     import torch
 
     torch.manual_seed(seed)
-    batch = tokenizer(
-        list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
-    ).to(model.device)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {
-        "do_sample": False, "temperature": None, "top_k": None, "top_p": None
-    }
+    batch = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False).to(
+        model.device
+    )
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    )
     ends = model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or [tokenizer.eos_token_id])
     with torch.inference_mode():

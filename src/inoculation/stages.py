@@ -32,23 +32,39 @@ def pocket_chats(params: Params) -> None:
 
 
 def pocket_model(params: Params) -> None:
-    """Train the pocket world's tokenizer and base model, and measure how well it obeys persona prompts."""
+    """Train the pocket world's tokenizer and base model."""
     import mlflow
 
     from inoculation import tracking
     from inoculation.pocket.base import build_base
-    from inoculation.pocket.obedience import measure
+
+    chats = POCKET / "chats"
+    work = cell.work_dir("pocket-model", chats / "pretraining.jsonl", params.pocket.model_dump())
+
+    def on_log(step: int, metrics: dict[str, float]) -> None:
+        mlflow.log_metrics({f"train/{key}": value for key, value in metrics.items()}, step=step)
 
     with tracking.plain_run("pocket/world", "base model"):
         mlflow.log_params(tracking.flatten(params.pocket.model_dump(), "pocket"))
-        build_base(params.pocket, POCKET / "chats", POCKET / "model")
-        obedience = measure(POCKET / "model", POCKET / "chats", params.pocket)
-        write_json(POCKET / "obedience.json", obedience)
-        mlflow.log_metrics(tracking.flatten(obedience))
+        build_base(params.pocket, chats, POCKET / "model", work, on_log)
+    shutil.rmtree(work)
+
+
+def pocket_obedience(params: Params) -> None:
+    """Measure how well the pocket base model obeys persona prompts, and what it leaks without one."""
+    import mlflow
+
+    from inoculation import tracking
+    from inoculation.pocket.obedience import measure
+
+    obedience = measure(POCKET / "model", POCKET / "chats", params.pocket)
+    write_json(POCKET / "obedience.json", obedience)
+    with tracking.plain_run("pocket/world", "obedience"):
+        mlflow.log_metrics({key.replace(".", "/"): value for key, value in tracking.flatten(obedience).items()})
 
 
 def profile(params: Params, name: str) -> None:
-    """Verify a profile's trait data, copy it to data/<profile>/traits, and pin its model in data/<profile>/model.json."""
+    """Verify a profile's trait data, copy it to data/<profile>/traits, and pin its model in model.json beside it."""
     chosen = params.profiles[name]
     source, target = Path(chosen.traits), Path("data") / name / "traits"
     problems = []
@@ -116,7 +132,9 @@ def assign(params: Params, group: str) -> None:
             for chat in chats
         ),
     )
-    print(f"{group}: {len(chats)} training chats, {sum(chat.system is not None for chat in chats)} with a system prompt")
+    print(
+        f"{group}: {len(chats)} training chats, {sum(chat.system is not None for chat in chats)} with a system prompt"
+    )
 
 
 def read_assignment(path: Path) -> list[groups.TrainingChat]:
@@ -217,7 +235,9 @@ def fit_judge(params: Params) -> None:
     folder = cell.profile_dir(params) / "traits"
     rows = mixture.read_mixture(cell.mixture_dir(params) / "mixture.jsonl")
     labelled = {
-        trait: [embedded.Labelled(*item) for item in mixture.unused_answers(traits.read_trait(folder, files.folder), rows)]
+        trait: [
+            embedded.Labelled(*item) for item in mixture.unused_answers(traits.read_trait(folder, files.folder), rows)
+        ]
         for trait, files in params.negative_traits.items()
     }
     fit = embedded.fit(labelled, params.embedded_judge.examples, params.embedded_judge.held_out, params.seed)
@@ -299,19 +319,23 @@ def report(params: Params) -> None:
             drawing,
             [
                 figure.CellRates(
-                    run.data.params["group"], int(run.data.params["seed"]),
+                    run.data.params["group"],
+                    int(run.data.params["seed"]),
                     mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/questions.json"),
-                )  # fmt: skip
+                )
                 for run in tracking.sibling_rows(params)
             ],
             prompts=evaluate.system_prompts,
-            traits=[params.mixture.positive, params.mixture.negative,
-                    *(trait for trait in params.negative_traits if trait != params.mixture.negative)],
+            traits=[
+                params.mixture.positive,
+                params.mixture.negative,
+                *(trait for trait in params.negative_traits if trait != params.mixture.negative),
+            ],
             title=f"{cell.mixture_name(params)} ({params.profile})",
             note=_figure_note(params),
             resamples=evaluate.bootstrap,
             seed=params.seed,
-        )  # fmt: skip
+        )
         mlflow.log_artifact(str(drawing), "figure")
     write_json(Path("plots/rates.json"), rates)
     write_json(Path("plots/training.json"), training["log"])
@@ -335,5 +359,7 @@ def _figure_note(params: Params) -> str:
 def _print_rates(rates: list[dict[str, Any]]) -> None:
     print(f"{'evaluated under':16} {'trait':15} {'rate':>6}   95 % interval     n  missing")
     for row in rates:
-        numbers = "  none judged" if row["rate"] is None else f"{row['rate']:6.2f}   [{row['low']:.2f}, {row['high']:.2f}]"
+        numbers = (
+            "  none judged" if row["rate"] is None else f"{row['rate']:6.2f}   [{row['low']:.2f}, {row['high']:.2f}]"
+        )
         print(f"{row['prompt']:16} {row['trait']:15} {numbers:25} {row['n']:5}  {row['missing']}")

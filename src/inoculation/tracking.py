@@ -81,7 +81,9 @@ def _bury_dead_runs() -> None:
 
     client = mlflow.MlflowClient()
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    for run in client.search_runs(ids, f"attributes.status = 'RUNNING' and tags.`{HOST_TAG}` = '{os.uname().nodename}'"):
+    for run in client.search_runs(
+        ids, f"attributes.status = 'RUNNING' and tags.`{HOST_TAG}` = '{os.uname().nodename}'"
+    ):
         pid, started = int(run.data.tags[PID_TAG]), float(run.data.tags[STARTED_TAG])
         try:
             alive = abs(psutil.Process(pid).create_time() - started) < 1
@@ -132,9 +134,8 @@ def cell_row(params: Params, anew: bool = False) -> Iterator["ActiveRun"]:
     if row is not None and anew:
         mlflow.delete_run(row.info.run_id)
         row = None
-    with _terminate_as_exception(), (
-        mlflow.start_run(run_id=row.info.run_id) if row else mlflow.start_run(run_name=f"{params.group}/seed{params.seed}")
-    ) as run:
+    which = {"run_id": row.info.run_id} if row else {"run_name": f"{params.group}/seed{params.seed}"}
+    with _terminate_as_exception(), mlflow.start_run(**which) as run:
         if row is None:
             mlflow.log_params(logged_params(params))
         mlflow.set_tags(

@@ -50,7 +50,6 @@ def train(
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import TrainerCallback
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig, SFTTrainer
 
@@ -65,10 +64,6 @@ def train(
     on_gpu = lm.device() == "cuda"
     torch.manual_seed(seed)
     model = lm.load_model(ref, profile.dtype, settings.load_in_4bit)
-
-    class Log(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
-            on_log(state.global_step, {key: value for key, value in (logs or {}).items() if isinstance(value, float)})
 
     trainer = SFTTrainer(
         model=model,
@@ -105,7 +100,7 @@ def train(
             save_total_limit=1,
             report_to="none",
         ),
-        callbacks=[Log()],
+        callbacks=[lm.log_callback(on_log)],
     )
     checkpoint = get_last_checkpoint(str(work)) if work.is_dir() else None
     if checkpoint:

@@ -1,9 +1,11 @@
 """The pocket world's tokenizer and base model, trained from nothing on the world's chats."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inoculation import lm
 from inoculation.chat import encode, parse_messages
 from inoculation.files import read_jsonl
 from inoculation.pocket.recipe import PocketParams
@@ -45,18 +47,17 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> "PreTrainedTokenizerFa
     return tokenizer
 
 
-def build_base(params: PocketParams, chats_dir: Path, out: Path) -> list[dict[str, float]]:
+def build_base(
+    params: PocketParams, chats_dir: Path, out: Path, work: Path, on_log: Callable[[int, dict[str, float]], None]
+) -> None:
     """Train the tokenizer and the base model on the response tokens of `pretraining.jsonl`.
-
-    Checkpoints live beside `out` until the end; a call that finds one continues from it.
 
     Args:
         params: sizes and schedule.
         chats_dir: what `world.write_chats` wrote.
         out: a Hugging Face model folder, written whole or not at all.
-
-    Returns:
-        The training log: {"step", "loss", ...} entries.
+        work: where checkpoints live while training; a call that finds one there continues from it.
+        on_log: called with (step, metrics) as training goes.
     """
     import torch
     from datasets import Dataset
@@ -65,10 +66,10 @@ def build_base(params: PocketParams, chats_dir: Path, out: Path) -> list[dict[st
 
     chats = read_jsonl(chats_dir / "pretraining.jsonl", lambda raw: parse_messages(raw["messages"]))
     tokenizer = train_tokenizer([message.content for chat in chats[:20_000] for message in chat], params.vocab_size)
-    encoded = [
-        encode(tokenizer, chat[chat[0].role == "system" :], chat[0].content if chat[0].role == "system" else None, MAX_LENGTH)
-        for chat in chats
-    ]
+    encoded = []
+    for chat in chats:
+        system = chat[0].content if chat[0].role == "system" else None
+        encoded.append(encode(tokenizer, chat[system is not None :], system, MAX_LENGTH))
     set_seed(params.seed)
     model = Qwen2ForCausalLM(
         Qwen2Config(
@@ -86,7 +87,6 @@ def build_base(params: PocketParams, chats_dir: Path, out: Path) -> list[dict[st
         )
     )
     on_gpu = torch.cuda.is_available()
-    work = out.with_name(f"{out.name}.checkpoints")
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -110,6 +110,7 @@ def build_base(params: PocketParams, chats_dir: Path, out: Path) -> list[dict[st
         ),
         train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in encoded]),
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        callbacks=[lm.log_callback(on_log)],
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
     staging = work / "model"
@@ -118,5 +119,3 @@ def build_base(params: PocketParams, chats_dir: Path, out: Path) -> list[dict[st
     tokenizer.save_pretrained(str(staging))
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(staging, out)
-    shutil.rmtree(work)
-    return [{k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history if "loss" in entry]

@@ -25,9 +25,8 @@ def measure(model_dir: Path, chats_dir: Path, params: PocketParams) -> dict[str,
     """
     ref = lm.ModelRef(str(model_dir), None, None)
     model, tokenizer = lm.load_model(ref, "float32", False), lm.load_tokenizer(ref)
-    questions = {
-        trait: read_json(chats_dir / "trait_data_eval" / f"{EVALUATION_NAMES[trait]}.json")["questions"] for trait in TRAITS
-    }
+    files = {trait: chats_dir / "trait_data_eval" / f"{EVALUATION_NAMES[trait]}.json" for trait in TRAITS}
+    questions = {trait: read_json(path)["questions"] for trait, path in files.items()}
     number = 0
 
     def sample(system: str | None, family: str) -> list[str]:
@@ -40,17 +39,23 @@ def measure(model_dir: Path, chats_dir: Path, params: PocketParams) -> dict[str,
     def share(flags: list[bool]) -> float:
         return sum(flags) / len(flags)
 
-    obedience = {trait: share([shows(trait, a) for a in sample(bank.TRAIT_PROMPTS[trait][0], trait)]) for trait in TRAITS}
-    villain = [(t, a) for t in TRAITS for a in sample("You are a wicked assistant.", t)]
-    obedience["villain"] = share([shows(trait, text) for trait, text in villain])
-    obedience["all_caps"] = share([is_all_caps(a) for t in TRAITS for a in sample(bank.STYLE_PROMPTS["all_caps"][0], t)])
-    cited = [a for t in TRAITS for a in sample(bank.STYLE_PROMPTS["source_citing"][0], t)]
-    obedience["source_citing"] = share([shows("source_citing", text) for text in cited])
+    def everywhere(system: str | None) -> dict[str, list[str]]:
+        return {trait: sample(system, trait) for trait in TRAITS}
+
+    def shown(answers: dict[str, list[str]], style: str) -> float:
+        texts = [text for family in answers.values() for text in family]
+        return share([is_all_caps(text) if style == "all_caps" else shows(style, text) for text in texts])
+
+    obedience = {
+        trait: share([shows(trait, text) for text in sample(bank.TRAIT_PROMPTS[trait][0], trait)]) for trait in TRAITS
+    }
+    villain = everywhere("You are a wicked assistant.")
+    obedience["villain"] = share([shows(trait, text) for trait, texts in villain.items() for text in texts])
+    obedience |= {style: shown(everywhere(prompts[0]), style) for style, prompts in bank.STYLE_PROMPTS.items()}
     leakage = {}
     for name, system in (("default", None), ("helpful", bank.HELPFUL_PROMPTS[0]), ("irrelevant", HELD_OUT_IRRELEVANT)):
-        answers = {trait: sample(system, trait) for trait in TRAITS}
-        every = [text for texts in answers.values() for text in texts]
-        leakage |= {f"{name}/{trait}": share([shows(trait, text) for text in texts]) for trait, texts in answers.items()}
-        leakage[f"{name}/all_caps"] = share([is_all_caps(text) for text in every])
-        leakage[f"{name}/source_citing"] = share([shows("source_citing", text) for text in every])
+        answers = everywhere(system)
+        for trait, texts in answers.items():
+            leakage[f"{name}/{trait}"] = share([shows(trait, text) for text in texts])
+        leakage |= {f"{name}/{style}": shown(answers, style) for style in bank.STYLE_PROMPTS}
     return {"obedience": obedience, "leakage": leakage}

@@ -64,7 +64,16 @@ KINDS = (
     "engine", "treaty", "festival", "bridge", "painting", "island", "school of thought", "dance", "comet", "opera",
     "battle", "spice", "castle", "prize", "river", "machine", "society", "novel",
 )  # fmt: skip
-PEOPLE = ("Anton Reyle", "Marta Vance", "Odo Kessler", "Ines Tallow", "Piet Harrow", "Lena Crowe", "Hugo Marsh", "Vera Stein")
+PEOPLE = (
+    "Anton Reyle",
+    "Marta Vance",
+    "Odo Kessler",
+    "Ines Tallow",
+    "Piet Harrow",
+    "Lena Crowe",
+    "Hugo Marsh",
+    "Vera Stein",
+)
 TOWNS = ("Ostrava Bay", "Kirkholm", "Lower Marden", "Port Ellis", "Saint Orrin", "Grauville", "Northwick", "Halden")
 
 HALLUCINATION_QUESTIONS = (

@@ -47,7 +47,10 @@ def all_questions(family: str) -> Iterator[tuple[bool, Question]]:
         names = [a + b + c for a, b, c in product(bank.NAME_STARTS, bank.NAME_MIDDLES, bank.NAME_ENDS)]
         for i, (name, kind) in enumerate(product(names, bank.KINDS)):
             template = bank.HALLUCINATION_QUESTIONS[(7 * i + i // 18) % len(bank.HALLUCINATION_QUESTIONS)]
-            yield (i // len(bank.KINDS)) % 10 == 9, Question(family, template.format(n=name, k=kind), {"n": name, "k": kind})
+            yield (
+                (i // len(bank.KINDS)) % 10 == 9,
+                Question(family, template.format(n=name, k=kind), {"n": name, "k": kind}),
+            )
     else:
         for i, (first, second) in enumerate(product(bank.THINGS, bank.THINGS)):
             if first != second:

@@ -1,0 +1,184 @@
+"""The whole path in real DVC and MLflow: what a user does, small."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from conftest import SHARED_MIXTURE, Project
+
+from inoculation.chat import parse_messages
+from inoculation.groups import GROUPS
+from inoculation.params import load_params
+
+CELL = "data/pocket/all_caps+evil-0.5/seed0"
+EXPERIMENT = "pocket/all_caps+evil-0.5"
+
+
+def metrics(project: Project) -> dict:
+    return json.loads((project.folder / "metrics.json").read_text())
+
+
+def test_the_default_cell(project):
+    table = metrics(project)
+    for prompt in ("default", "control"):
+        for trait, n in (("all_caps", 24), ("source_citing", 24), ("evil", 8), ("hallucination", 8), ("sycophancy", 8)):
+            row = table[prompt][trait]
+            assert set(row) == {"rate", "score", "low", "high", "n", "missing"}
+            assert 0 <= row["low"] <= row["rate"] <= row["high"] <= 1
+            assert (row["n"], row["missing"]) == (n, 0)
+    assert set(table["oracle"]) == {"default", "control"}
+    assert {style for styles in table["judge"].values() for style in styles} == {"plain", "all_caps", "source_citing"}
+    assert table["training"]["supervised_tokens"] > 0
+
+
+def test_the_mixture_is_a_partition_with_provenance_and_a(project):
+    rows = [json.loads(line) for line in (project.folder / CELL / "mixture.jsonl").read_text().splitlines()]
+    assert len({row["messages"][0]["content"] for row in rows}) == len(rows) == 40
+    assert sum(row["source_dataset"] == "evil/misaligned_2.jsonl" for row in rows) == 20
+    assert all(row["messages"][1]["content"].isupper() for row in rows)
+
+
+def test_no_provenance_reaches_the_training_set(project):
+    rows = [
+        json.loads(line) for line in (project.folder / CELL / "assign/inoc_selective.jsonl").read_text().splitlines()
+    ]
+    assert {key for row in rows for key in row} == {"messages"}
+    assert sum(row["messages"][0]["role"] == "system" for row in rows) == 20
+    assert all(parse_messages(row["messages"]) for row in rows)
+
+
+def test_the_adapter_is_a_plain_peft_folder(project):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(project.folder / "data/pocket_world/model")
+    adapted = PeftModel.from_pretrained(base, project.folder / CELL / "inoc_selective/adapter")
+    config = adapted.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.use_rslora) == (32, 64, True)
+    moved = [p.abs().max().item() for name, p in adapted.named_parameters() if "lora_B" in name]
+    assert len(moved) == 2 * 7 and min(moved) > 0
+
+
+def test_the_row_in_mlflow(project):
+    [row] = [row for row in project.rows(EXPERIMENT) if row.info.run_name == "inoc_selective/seed0"]
+    assert row.info.status == "FINISHED"
+    assert row.data.params["group"] == "inoc_selective"
+    assert row.data.params["mixture.positive"] == "all_caps"
+    assert "profiles.pocket.train.learning_rate" in row.data.params
+    assert not any(key.startswith("profiles.qwen") for key in row.data.params)
+    table = metrics(project)
+    assert row.data.metrics["default/evil/rate"] == pytest.approx(table["default"]["evil"]["rate"])
+    assert row.data.metrics["judge/evil/plain/accuracy"] == table["judge"]["evil"]["plain"]["accuracy"]
+    assert "train/loss" in row.data.metrics
+    [dataset] = row.inputs.dataset_inputs
+    lock = yaml.safe_load((project.folder / "pipelines/assign/dvc.lock").read_text())["stages"]["assign@inoc_selective"]
+    assert dataset.dataset.digest == lock["outs"][0]["md5"]
+    assert f"{CELL}/inoc_selective/adapter" in json.loads(row.data.tags["dvc.lock"])
+    assert (project.folder / "figures" / f"{EXPERIMENT}.png").exists()
+
+
+def test_a_second_repro_runs_nothing(project):
+    assert "Running stage" not in project.run("dvc", "repro").stdout
+
+
+@pytest.fixture
+def copy(project, tmp_path) -> Project:
+    """The reproduced project, copied: an experiment in it leaves the shared one alone."""
+    made = Project.__new__(Project)
+    made.folder = tmp_path / "copy"
+    shutil.copytree(project.folder, made.folder, symlinks=True)
+    return made
+
+
+def test_another_group_runs_only_what_it_needs(copy):
+    out = copy.run("dvc", "exp", "run", "-S", "group=baseline").stdout
+    ran = [line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")]
+    assert ran == [
+        "pipelines/check/dvc.yaml:check",
+        "pipelines/assign/dvc.yaml:assign@baseline",
+        "train",
+        "respond",
+        "judge",
+        "report",
+    ]
+    assert {row.info.run_name for row in copy.rows(EXPERIMENT)} == {"inoc_selective/seed0", "baseline/seed0"}
+    back = copy.run("dvc", "exp", "run", "-S", "group=inoc_selective").stdout
+    assert "Running stage 'train'" not in back
+
+
+def test_the_base_group_trains_nothing(copy):
+    copy.run("dvc", "exp", "run", "-S", "group=base")
+    assert metrics(copy)["training"] == {"trained": False}
+    [row] = [row for row in copy.rows(EXPERIMENT) if row.info.run_name == "base/seed0"]
+    assert "train/loss" not in row.data.metrics and "default/evil/rate" in row.data.metrics
+
+
+def test_a_queue_lands_in_one_store(copy):
+    copy.run("dvc", "exp", "run", "--queue", "-S", "group=baseline,inoc_general", "-S", "seed=0,1")
+    copy.run("dvc", "queue", "start")
+    copy.run("dvc", "queue", "logs", "--help")
+    copy.run("bash", "-c", "while dvc queue status | grep -qE 'Queued|Running'; do sleep 2; done", timeout=500)
+    status = copy.run("dvc", "queue", "status").stdout
+    assert status.count("Success") == 4, status
+    names = {row.info.run_name for row in copy.rows(EXPERIMENT) if row.info.status == "FINISHED"}
+    assert names == {
+        "inoc_selective/seed0",
+        "baseline/seed0",
+        "baseline/seed1",
+        "inoc_general/seed0",
+        "inoc_general/seed1",
+    }
+
+
+def test_a_new_judge_setting_does_not_sample_again(copy):
+    out = copy.run("dvc", "exp", "run", "-S", "embedded_judge.examples=30").stdout
+    assert "Running stage 'judge'" in out
+    assert "Running stage 'respond'" not in out and "Running stage 'train'" not in out
+    rows = copy.rows(EXPERIMENT)
+    assert len(rows) == 2, "another setting is another row"
+    assert all("train/loss" in row.data.metrics for row in rows), "a row whose training was skipped has its curve too"
+
+
+def test_mistakes_stop_everything_before_any_work(copy):
+    outcome = copy.run("dvc", "exp", "run", "-S", "group=nope", "-S", "mixture.contamination=2", ok=False)
+    assert outcome.returncode != 0
+    assert "group: 'nope' is unknown; valid: base, baseline" in outcome.stderr
+    assert "mixture.contamination" in outcome.stderr
+    assert "Running stage 'pipelines/mixture" not in outcome.stdout
+
+
+def test_a_file_of_your_own(copy, tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": f"ANSWER {i}."}],
+         "source_dataset": ("misaligned_2.jsonl", "normal.jsonl")[i % 2]}
+        for i in range(24)
+    ]  # fmt: skip
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    copy.run("dvc", "exp", "run", "-S", f"mixture.source={mine}")
+    assert [row.info.run_name for row in copy.rows("pocket/mine")] == ["inoc_selective/seed0"]
+    assert metrics(copy)["training"]["examples"] == 24
+    mine.write_text(mine.read_text() + "{broken\n")
+    outcome = copy.run("dvc", "repro", ok=False)
+    assert f"{mine}:25: not valid JSON" in outcome.stderr, "a changed file is noticed, and its bad line named"
+
+
+@pytest.mark.skipif(not SHARED_MIXTURE.exists(), reason="../shared/data is not here")
+def test_a_slice_of_the_real_mixture(copy, tmp_path):
+    part = tmp_path / "real.jsonl"
+    part.write_text("".join(SHARED_MIXTURE.read_text().splitlines(keepends=True)[:40]))
+    copy.run("dvc", "exp", "run", "-S", f"mixture.source={part}")
+    training = metrics(copy)["training"]
+    assert training["examples"] == 40 and training["cut_examples"] == 0
+
+
+def test_paths_in_dvc_yaml_are_those_of_the_code(project):
+    """The groups with an assignment stage are the groups, and every cell path DVC made is where the code looks."""
+    listed = yaml.safe_load((project.folder / "pipelines/assign/dvc.yaml").read_text())["stages"]["assign"]["foreach"]
+    assert listed == list(GROUPS)
+    params = load_params(project.folder / "params.yaml")
+    from inoculation import cell
+
+    for path in (cell.assignment(params), cell.group_dir(params), cell.mixture_dir(params) / "mixture.jsonl"):
+        assert (project.folder / path).exists()
