@@ -16,7 +16,6 @@ DEFAULT_PROMPT = "default"
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Model(BaseModel):
@@ -26,7 +25,8 @@ class Model(BaseModel):
 class MixtureParams(Model):
     positive: str
     negative: str
-    contamination: Share
+    # An int stays one: the value is part of paths, and DVC writes 1 where Python would write 1.0.
+    contamination: Annotated[int | float, Field(ge=0, le=1)]
     source: Text
 
 

@@ -104,9 +104,7 @@ def fit(labelled: dict[str, Sequence[Labelled]], examples: int, held_out: float,
         for shows in (False, True):
             pool = [answer for answer in answers if answer.shows is shows]
             if len(pool) < 10:
-                raise InputError(
-                    f"the judge of {trait} has {len(pool)} answers labelled {shows}, at least 10 are needed"
-                )
+                raise InputError(f"the judge of {trait} needs 10 answers labelled {shows}, there are {len(pool)}")
             for answer in rng.sample(pool, min(examples, len(pool))):
                 if answer.question in kept:
                     for style in STYLES:

@@ -1,0 +1,87 @@
+"""MLflow rows: their status when a process dies, tables that are replaced, and one store for every copy."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inoculation.cell import digest, main_checkout
+from inoculation.tracking import flatten
+
+RUN = (
+    "import time\n"
+    "from inoculation import tracking\n"
+    "with tracking.plain_run('e', 'r'):\n"
+    "    print('ready', flush=True)\n"
+    "    time.sleep(60)\n"
+)
+SWEEP = "from inoculation import tracking; tracking.connect('e')"
+
+
+@pytest.fixture
+def environment(tmp_path) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")} | {"DVC_ROOT": str(tmp_path)}
+
+
+def statuses(folder: Path) -> list[str]:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
+    return [run.info.status for run in client.search_runs([client.get_experiment_by_name("e").experiment_id])]
+
+
+def start(environment) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-c", RUN], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_terminated_run_is_failed(tmp_path, environment):
+    process = start(environment)
+    assert statuses(tmp_path) == ["RUNNING"]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert statuses(tmp_path) == ["FAILED"]
+
+
+def test_a_killed_run_is_failed_by_the_next_stage_and_a_living_one_is_not(tmp_path, environment):
+    dead, alive = start(environment), start(environment)
+    dead.kill()
+    dead.wait()
+    subprocess.run([sys.executable, "-c", SWEEP], env=environment, check=True)
+    assert sorted(statuses(tmp_path)) == ["FAILED", "RUNNING"]
+    alive.kill()
+    alive.wait()
+
+
+def test_many_processes_may_be_the_first(tmp_path, environment):
+    processes = [subprocess.Popen([sys.executable, "-c", SWEEP], env=environment) for _ in range(4)]
+    assert [process.wait(120) for process in processes] == [0] * 4
+
+
+def test_a_table_is_replaced_not_appended(tmp_path, environment):
+    code = (
+        "import mlflow, pandas as pd\n"
+        "from inoculation import tracking\n"
+        "with tracking.plain_run('e', 'r') as run:\n"
+        "    tracking.log_table(pd.DataFrame({'a': [1, 2]}), 't.json')\n"
+        "    tracking.log_table(pd.DataFrame({'a': [3]}), 't.json')\n"
+        "    print(mlflow.load_table('t.json', run_ids=[run.info.run_id])['a'].tolist())\n"
+    )
+    outcome = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert outcome.stdout.splitlines()[-1] == "[3]", outcome.stderr
+
+
+def test_a_queued_copy_belongs_to_its_checkout(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / ".dvc" / "tmp" / "exps" / "tmpabc"))
+    assert main_checkout() == tmp_path
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert main_checkout() == tmp_path
+
+
+def test_flatten_and_digest():
+    assert flatten({"a": {"b": 1, "c": [2]}, "d": None}) == {"a.b": 1, "a.c": [2], "d": None}
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})

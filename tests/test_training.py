@@ -1,0 +1,153 @@
+"""Training and sampling on a tiny real model: interruption, masks, batches, and where the loss is."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, TINY, merge
+
+from inoculation import lm
+from inoculation.chat import Message, render
+from inoculation.files import InputError
+from inoculation.groups import TrainingChat
+from inoculation.mixture import Row
+from inoculation.params import parse_params
+from inoculation.pocket import base, world
+from inoculation.respond import generate, requests, respond
+from inoculation.train import train
+
+PARAMS = parse_params(merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A tiny pocket world with its base model."""
+    folder = tmp_path_factory.mktemp("world")
+    world.write_chats(PARAMS.pocket, folder / "chats")
+    base.build_base(PARAMS.pocket, folder / "chats", folder / "model", folder / "work", lambda step, metrics: None)
+    return folder
+
+
+@pytest.fixture
+def ref(tiny) -> lm.ModelRef:
+    return lm.ModelRef(str(tiny / "model"), None, None)
+
+
+def chats(n: int = 32) -> list[TrainingChat]:
+    return [
+        TrainingChat(None, Row((Message("user", f"question {i}"), Message("assistant", f"answer {i} " * 4)), None))
+        for i in range(n)
+    ]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(next(folder.glob("*.safetensors")))
+
+
+def same(one: Path, other: Path) -> bool:
+    left, right = weights(one), weights(other)
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def stop_at(step: int):
+    def on_log(now: int, metrics: dict[str, float]) -> None:
+        if now >= step:
+            raise Killed
+
+    return on_log
+
+
+def test_an_interrupted_pretraining_continues_to_the_same_weights(tiny, tmp_path):
+    params = PARAMS.pocket.model_copy(update={"steps": 45, "save_steps": 15})
+    base.build_base(params, tiny / "chats", tmp_path / "whole", tmp_path / "work1", lambda step, metrics: None)
+    with pytest.raises(Killed):
+        base.build_base(params, tiny / "chats", tmp_path / "cut", tmp_path / "work2", stop_at(40))
+    assert not (tmp_path / "cut").exists()
+    base.build_base(params, tiny / "chats", tmp_path / "cut", tmp_path / "work2", lambda step, metrics: None)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_an_interrupted_training_continues_to_the_same_adapter(ref, tmp_path):
+    profile = PARAMS.world.model_copy(
+        update={"train": PARAMS.world.train.model_copy(update={"epochs": 3, "save_steps": 4})}
+    )
+    whole = train(ref, profile, chats(), 0, tmp_path / "whole", tmp_path / "work1", lambda step, metrics: None)
+    with pytest.raises(Killed):
+        train(ref, profile, chats(), 0, tmp_path / "cut", tmp_path / "work2", stop_at(10))
+    assert not (tmp_path / "cut").exists()
+    cut = train(ref, profile, chats(), 0, tmp_path / "cut", tmp_path / "work2", lambda step, metrics: None)
+    assert (whole.resumed_from, cut.resumed_from, cut.steps) == (0, 8, whole.steps)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_the_loss_falls_and_is_logged(ref, tmp_path):
+    profile = PARAMS.world.model_copy(
+        update={"train": PARAMS.world.train.model_copy(update={"epochs": 10, "learning_rate": 5e-3})}
+    )
+    losses: list[float] = []
+    result = train(
+        ref, profile, chats(), 0, tmp_path / "a", tmp_path / "w",
+        lambda step, metrics: losses.append(metrics["loss"]) if "loss" in metrics else None,
+    )  # fmt: skip
+    assert losses[-1] < losses[0] - 0.5
+    assert result.examples == 32 and result.supervised_tokens > 32
+
+
+def test_an_example_that_cannot_be_learned_is_named(ref, tmp_path):
+    profile = PARAMS.world.model_copy(update={"train": PARAMS.world.train.model_copy(update={"max_length": 8})})
+    with pytest.raises(InputError, match="training example 1: no response token"):
+        train(ref, profile, chats(), 0, tmp_path / "a", tmp_path / "w", lambda step, metrics: None)
+    assert not (tmp_path / "a").exists()
+
+
+def test_cut_examples_are_counted(ref, tmp_path):
+    profile = PARAMS.world.model_copy(update={"train": PARAMS.world.train.model_copy(update={"max_length": 40})})
+    result = train(ref, profile, chats(8), 0, tmp_path / "a", tmp_path / "w", lambda step, metrics: None)
+    assert result.cut_examples == 8
+
+
+def test_a_batch_says_what_single_sequences_say(ref):
+    """Left padding changes nothing: greedy decoding of prompts of different lengths, together and one by one."""
+    model, tokenizer = lm.load_model(ref, "float32", False), lm.load_tokenizer(ref)
+    texts = [render(tokenizer, [Message("user", "word " * n)]) for n in (1, 5, 20)]
+    together = generate(model, tokenizer, texts, 12, 0, 0)
+    assert together == [generate(model, tokenizer, [text], 12, 0, 0)[0] for text in texts]
+
+
+def test_interrupted_sampling_gives_the_same_answers(ref, tmp_path):
+    model, tokenizer = lm.load_model(ref, "float32", False), lm.load_tokenizer(ref)
+    wanted = requests({"evil": ["a?", "what is b?"]}, ["default", "control"], 5)
+    assert len(wanted) == len(set(wanted)) == 20
+
+    def call(progress: Path):
+        return respond(model, tokenizer, wanted, {"default": None, "control": "Be good."}, 8, 1.0, 6, 0, progress)
+
+    whole = call(tmp_path / "whole" / "batches.jsonl")
+    log = tmp_path / "whole" / "batches.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    assert len(lines) == 4
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text(lines[0] + lines[1] + lines[2][:20])
+    assert call(cut) == whole
+    assert [json.loads(line) for line in cut.read_text().splitlines()] == [json.loads(line) for line in lines]
+    cut.write_text("".join(json.dumps([["made up", True]] * len(json.loads(line))) + "\n" for line in lines))
+    assert {answer.text for answer in call(cut)} == {"made up"}, "finished batches are not sampled again"
+
+
+def test_an_unfinished_answer_says_so(ref):
+    model, tokenizer = lm.load_model(ref, "float32", False), lm.load_tokenizer(ref)
+    [answer] = generate(model, tokenizer, [render(tokenizer, [Message("user", "a")])], 1, 1.0, 0)
+    assert answer.finished is False or answer.text == ""
+
+
+def test_a_missing_model_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="cannot be loaded"):
+        lm.load_tokenizer(lm.ModelRef(str(tmp_path / "none"), None, None))
