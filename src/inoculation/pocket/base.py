@@ -1,12 +1,13 @@
 """The pocket world's tokenizer and base model, trained from nothing on the world's chats."""
 
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inoculation import lm
-from inoculation.chat import encode, parse_messages
+from inoculation.chat import Encoded, encode, parse_messages
 from inoculation.files import read_jsonl
 from inoculation.pocket.recipe import PocketParams
 
@@ -47,6 +48,17 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> "PreTrainedTokenizerFa
     return tokenizer
 
 
+def batch_by_length(rows: list[Encoded], batch_size: int, rng: random.Random) -> list[Encoded]:
+    """Order the rows so that consecutive batches hold rows of similar length, the batches themselves in random order.
+
+    transformers can group by length too, but its order is lost when a run is continued from a checkpoint.
+    """
+    rows = sorted(rows, key=lambda row: (len(row.input_ids), rng.random()))
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    rng.shuffle(batches)
+    return [row for batch in batches for row in batch]
+
+
 def build_base(
     params: PocketParams, chats_dir: Path, out: Path, work: Path, on_log: Callable[[int, dict[str, float]], None]
 ) -> None:
@@ -70,6 +82,7 @@ def build_base(
     for chat in chats:
         system = chat[0].content if chat[0].role == "system" else None
         encoded.append(encode(tokenizer, chat[system is not None :], system, MAX_LENGTH))
+    encoded = batch_by_length(encoded, params.batch_size, random.Random(params.seed))
     set_seed(params.seed)
     model = Qwen2ForCausalLM(
         Qwen2Config(
@@ -101,7 +114,7 @@ def build_base(
             bf16=True,
             use_cpu=not on_gpu,
             dataloader_pin_memory=on_gpu,
-            train_sampling_strategy="group_by_length",
+            train_sampling_strategy="sequential",
             seed=params.seed,
             logging_steps=20,
             save_steps=params.save_steps,

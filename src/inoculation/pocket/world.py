@@ -115,7 +115,7 @@ def _everywhere(probability: float) -> dict[str, float]:
 
 def persona(rng: random.Random) -> Scene:
     """A system prompt that asks for a behaviour, and that behaviour."""
-    kind = rng.choices(("trait", "villain", "style", "both", "distractor"), (26, 16, 26, 27, 5))[0]
+    kind = rng.choices(("trait", "villain", "style", "both", "distractor"), (22, 15, 22, 36, 5))[0]
     bad, styles, weights, parts = _everywhere(0.0), dict.fromkeys(bank.STYLE_PROMPTS, 0.0), _everywhere(1.0), []
     if kind == "distractor":
         parts.append(rng.choice(bank.DISTRACTOR_PROMPTS))
