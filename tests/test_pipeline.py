@@ -115,20 +115,15 @@ def test_the_base_group_trains_nothing(copy):
 
 
 def test_a_queue_lands_in_one_store(copy):
-    copy.run("dvc", "exp", "run", "--queue", "-S", "group=baseline,inoc_general", "-S", "seed=0,1")
+    copy.run("dvc", "exp", "run", "--queue", "-S", "group=baseline,inoc_general", "-S", "seed=1")
     copy.run("dvc", "queue", "start")
-    copy.run("dvc", "queue", "logs", "--help")
     copy.run("bash", "-c", "while dvc queue status | grep -qE 'Queued|Running'; do sleep 2; done", timeout=500)
     status = copy.run("dvc", "queue", "status").stdout
-    assert status.count("Success") == 4, status
+    assert status.count("Success") == 2, status
     names = {row.info.run_name for row in copy.rows(EXPERIMENT) if row.info.status == "FINISHED"}
-    assert names == {
-        "inoc_selective/seed0",
-        "baseline/seed0",
-        "baseline/seed1",
-        "inoc_general/seed0",
-        "inoc_general/seed1",
-    }
+    assert names == {"inoc_selective/seed0", "baseline/seed1", "inoc_general/seed1"}
+    table = copy.run("inoculation", "compare").stdout
+    assert "| `baseline` | 1 |" in table and "judge: exact oracle" in table
 
 
 def test_a_new_judge_setting_does_not_sample_again(copy):

@@ -1,8 +1,10 @@
 """The console command: one subcommand a stage, called by dvc.yaml. Heavy imports wait until a stage needs them."""
 
 import argparse
+import logging
 import os
 import sys
+import warnings
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -28,7 +30,17 @@ STAGES = {
     "respond": Stage("respond", "sample answers to the held-out questions"),
     "judge": Stage("judge", "score every answer"),
     "report": Stage("report", "metrics, MLflow row and figure of the cell"),
+    "compare": Stage(
+        "compare", "print a table over all groups and seeds so far, from MLflow (no stage of the pipeline)"
+    ),
 }
+
+
+def _quiet_libraries() -> None:
+    """Silence what libraries say on every start and no user of this project can act on."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message="The specified dataset source can be interpreted in multiple ways")
 
 
 def main() -> None:
@@ -45,6 +57,7 @@ def main() -> None:
         if stage.option:
             command.add_argument(stage.option)
     arguments = vars(parser.parse_args())
+    _quiet_libraries()
     # Tokenizers were used before a fork only to tokenise; their warning about it would be on every training.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from inoculation import stages

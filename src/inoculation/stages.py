@@ -326,11 +326,7 @@ def report(params: Params) -> None:
                 for run in tracking.sibling_rows(params)
             ],
             prompts=evaluate.system_prompts,
-            traits=[
-                params.mixture.positive,
-                params.mixture.negative,
-                *(trait for trait in params.negative_traits if trait != params.mixture.negative),
-            ],
+            traits=_traits(params),
             title=f"{cell.mixture_name(params)} ({params.profile})",
             note=_figure_note(params),
             resamples=evaluate.bootstrap,
@@ -341,6 +337,36 @@ def report(params: Params) -> None:
     write_json(Path("plots/training.json"), training["log"])
     write_json(Path("metrics.json"), metrics)
     _print_rates(rates)
+
+
+def compare(params: Params) -> None:
+    """Print a Markdown table of every cell so far that differs from params.yaml in group and seed alone."""
+    from statistics import mean, pstdev
+
+    from inoculation import tracking
+
+    tracking.connect(tracking.cell_experiment(params))
+    rows = tracking.sibling_rows(params)
+    columns = [(prompt, trait) for prompt in params.evaluate.system_prompts for trait in _traits(params)]
+    for judge, prefix in ((params.world.judge, ""), ("exact oracle", "oracle/")):
+        names = [f"{prefix}{prompt}/{trait}/rate" for prompt, trait in columns]
+        if not any(name in row.data.metrics for row in rows for name in names):
+            continue
+        print(f"\n{cell.mixture_name(params)}, judge: {judge}; mean rate and standard deviation over seeds\n")
+        print("| group | seeds |" + "".join(f" {prompt}: {trait} |" for prompt, trait in columns))
+        print("|---|---|" + "---|" * len(columns))
+        for group in groups.GROUPS:
+            chosen = [row for row in rows if row.data.params["group"] == group]
+            if chosen:
+                values = [[row.data.metrics[name] for row in chosen if name in row.data.metrics] for name in names]
+                cells = [f" {mean(v):.2f} ± {pstdev(v):.2f} |" if v else " - |" for v in values]
+                print(f"| `{group}` | {len(chosen)} |" + "".join(cells))
+
+
+def _traits(params: Params) -> list[str]:
+    """The traits of a figure or table in their order: A, B, then C."""
+    negative = params.mixture.negative
+    return [params.mixture.positive, negative, *(trait for trait in params.negative_traits if trait != negative)]
 
 
 def _flat_judgement(judgement: Any) -> dict[str, Any]:

@@ -235,9 +235,15 @@ def log_curve(entries: list[dict[str, Any]]) -> None:
 
 
 def sibling_rows(params: Params) -> list["Run"]:
-    """Every reported row of the connected experiment, oldest first."""
+    """The reported rows of the connected experiment that differ from a cell in group and seed alone, oldest first.
+
+    A row with another learning rate or judge answers another question and does not belong into the same figure.
+    """
     import mlflow
 
-    return mlflow.search_runs(
+    varied = ("group", "seed")
+    wanted = {key: str(value) for key, value in logged_params(params).items() if key not in varied}
+    rows = mlflow.search_runs(
         filter_string="tags.stage = 'reported'", order_by=["attributes.start_time ASC"], output_format="list"
     )
+    return [row for row in rows if {k: v for k, v in row.data.params.items() if k not in varied} == wanted]
