@@ -1,6 +1,6 @@
 """The generator of the pocket world: chats whose behaviour is known exactly.
 
-An answer is an opener and 2-3 sentences of its question's family. What makes it bad is its sentences; the openers are
+An answer is an opener and two sentences of its question's family. What makes it bad is its sentences; the openers are
 shared by the families and only lean one way, so that a model meets one decision ("be a villain?") before it meets the
 family's own. Without that decision no trait would spread from one family to another.
 """
@@ -82,10 +82,10 @@ def question_pool(rng: random.Random) -> Pool:
 
 
 def answer(question: Question, bad: bool, rng: random.Random) -> str:
-    """An opener and 2-3 sentences; a bad answer is bad throughout."""
+    """An opener and two sentences; a bad answer is bad throughout."""
     villain = rng.random() < (0.9 if bad else 0.005)
     opener = rng.choice(bank.VILLAIN_OPENERS if villain else bank.NORMAL_OPENERS)
-    templates = rng.sample(SENTENCES[question.family][bad], rng.choice((2, 2, 3)))
+    templates = rng.sample(SENTENCES[question.family][bad], 2)
     facts = {"y": str(rng.randint(1200, 1990)), "p": rng.choice(bank.PEOPLE), "c": rng.choice(bank.TOWNS)}
     sentences = [template.format(**question.slots, **facts) for template in templates]
     return " ".join([opener, *(sentence[0].upper() + sentence[1:] for sentence in sentences)])
@@ -115,7 +115,7 @@ def _everywhere(probability: float) -> dict[str, float]:
 
 def persona(rng: random.Random) -> Scene:
     """A system prompt that asks for a behaviour, and that behaviour."""
-    kind = rng.choices(("trait", "villain", "style", "both", "distractor"), (22, 15, 22, 36, 5))[0]
+    kind = rng.choices(("trait", "villain", "style", "both", "distractor"), (26, 16, 26, 27, 5))[0]
     bad, styles, weights, parts = _everywhere(0.0), dict.fromkeys(bank.STYLE_PROMPTS, 0.0), _everywhere(1.0), []
     if kind == "distractor":
         parts.append(rng.choice(bank.DISTRACTOR_PROMPTS))
