@@ -1,27 +1,30 @@
 # make repro | test | ui | lint. Everything is installed into .venv from requirements.lock.
 PYTHON ?= python3
 SHELL := /bin/bash
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: repro test ui lint lock
 repro: .venv/installed
-	dvc repro
+	$(BIN)/dvc repro
 
+test: export OMP_NUM_THREADS := 1
 test: .venv/installed
-	pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile
 
 ui: .venv/installed
-	mlflow server --backend-store-uri sqlite:///mlruns/mlflow.db --artifacts-destination mlruns/artifacts --host 127.0.0.1 --port 5000
+	$(BIN)/mlflow server --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port 5000
 
 lint: .venv/installed
-	ruff check . && ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 .venv/installed: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-lock: .venv/installed   # after a change of pyproject.toml: install it by hand into .venv, then freeze
-	pip freeze --all --exclude-editable | grep -v "^pip=" | sed 's/+cpu//' > requirements.lock
+# After a change of the dependencies in pyproject.toml: install them into .venv by hand, then freeze what is there.
+lock:
+	$(BIN)/pip freeze --all --exclude-editable | grep -v '^pip=' | sed 's/+cpu//' > requirements.lock
