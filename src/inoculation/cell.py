@@ -25,6 +25,23 @@ def assignment(params: Params) -> Path:
     return mixture_dir(params) / "assign" / f"{params.group}.jsonl"
 
 
+def assignment_summary(params: Params) -> Path:
+    return assignment(params).with_suffix(".json")
+
+
+def sae_dir(params: Params) -> Path:
+    return mixture_dir(params) / "sae"
+
+
+def audit_dir(params: Params) -> Path:
+    return mixture_dir(params) / "audit"
+
+
+def llm_cache() -> Path:
+    """Answers of LLM roles, shared by all stages and queued experiments."""
+    return main_checkout() / ".cache" / "llm.sqlite"
+
+
 def group_dir(params: Params) -> Path:
     return mixture_dir(params) / params.group
 

@@ -5,33 +5,45 @@ import logging
 import os
 import sys
 import warnings
+from importlib import import_module
 from importlib.metadata import version
 from typing import NamedTuple
 
 
 class Stage(NamedTuple):
     function: str
-    """Name of a function in `inoculation.stages`."""
+    """`<module>.<function>` in `inoculation.stages`."""
     help: str
     option: str | None = None
     """A required argument, where one stage is run once for each of several names."""
 
 
 STAGES = {
-    "check": Stage("check", "validate params.yaml and list every mistake in it at once"),
-    "pocket-chats": Stage("pocket_chats", "generate the pocket world's chats, in Persona Vectors' layout"),
-    "pocket-model": Stage("pocket_model", "train the pocket world's tokenizer and base model"),
-    "pocket-obedience": Stage("pocket_obedience", "measure how well the pocket base model obeys persona prompts"),
-    "profile": Stage("profile", "verify a profile's trait data and pin its model", "name"),
-    "mixture": Stage("build_mixture", "partition the questions between normal and misaligned answers and inject A"),
-    "fit-judge": Stage("fit_judge", "learn the embedded judge from answers the mixture did not use"),
-    "assign": Stage("assign", "give every row of the mixture the system prompt of a group", "group"),
-    "train": Stage("train", "train the cell's LoRA adapter"),
-    "respond": Stage("respond", "sample answers to the held-out questions"),
-    "judge": Stage("judge", "score every answer"),
-    "report": Stage("report", "metrics, MLflow row and figure of the cell"),
+    "check": Stage("world.check", "validate params.yaml and list every mistake in it at once"),
+    "pocket-chats": Stage("world.pocket_chats", "generate the pocket world's chats, in Persona Vectors' layout"),
+    "pocket-model": Stage("world.pocket_model", "train the pocket world's tokenizer and base model"),
+    "pocket-obedience": Stage("world.pocket_obedience", "measure how well the pocket base model obeys persona prompts"),
+    "pocket-sae": Stage("world.pocket_sae", "train the pocket world's sparse autoencoder"),
+    "profile": Stage("world.profile", "verify a profile's trait data and pin its model", "name"),
+    "profile-sae": Stage("world.profile_sae", "pin a profile's sparse autoencoder", "name"),
+    "mixture": Stage("world.build_mixture", "partition the questions between normal and misaligned answers, inject A"),
+    "fit-judge": Stage("world.fit_judge", "learn the embedded judge from answers the mixture did not use"),
+    "base-responses": Stage("detect.base_responses", "sample the untouched model's answers to the mixture's prompts"),
+    "sae-features": Stage("detect.sae_features", "mean latents of target, base and control responses"),
+    "sae-rank": Stage("detect.sae_rank", "the latents that tell the data from the base model"),
+    "sae-explain": Stage("detect.sae_explain", "strongest contexts and description of each latent"),
+    "sae-classify": Stage("detect.sae_classify", "which latents are explained by the known trait A"),
+    "sae-flag": Stage("detect.sae_flag", "flag the examples that carry suspicious latents"),
+    "sae-synthesise": Stage("detect.sae_synthesise", "write the Inoc-SAE prompt"),
+    "sae-page": Stage("detect.sae_page", "a page to read: latents, flagged examples, and why"),
+    "audit": Stage("detect.audit", "read every example, flag the suspicious ones, write the Inoc-LLM prompt", "method"),
+    "assign": Stage("experiment.assign", "give every row of the mixture the system prompt of a group", "group"),
+    "train": Stage("experiment.train", "train the cell's LoRA adapter"),
+    "respond": Stage("experiment.respond", "sample answers to the held-out questions"),
+    "judge": Stage("experiment.judge", "score every answer"),
+    "report": Stage("experiment.report", "metrics, MLflow row and figure of the cell"),
     "compare": Stage(
-        "compare", "print a table over all groups and seeds so far, from MLflow (no stage of the pipeline)"
+        "experiment.compare", "print a table over all groups and seeds so far, from MLflow (no stage of the pipeline)"
     ),
 }
 
@@ -60,13 +72,14 @@ def main() -> None:
     _quiet_libraries()
     # Tokenizers were used before a fork only to tokenise; their warning about it would be on every training.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from inoculation import stages
     from inoculation.files import InputError
     from inoculation.params import load_params
 
     stage = STAGES[arguments.pop("stage")]
     try:
-        getattr(stages, stage.function)(load_params(), **arguments)
+        module, function = stage.function.split(".")
+        params = load_params()
+        getattr(import_module(f"inoculation.stages.{module}"), function)(params, **arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

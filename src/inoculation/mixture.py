@@ -30,6 +30,9 @@ class Row(NamedTuple):
         """Whether the row shows B, by provenance; None when the provenance is unknown."""
         return None if self.source_dataset is None else shows_negative(self.source_dataset)
 
+    def with_response(self, response: str) -> "Row":
+        return self._replace(messages=(*self.prompt, Message("assistant", response)))
+
     def as_json(self) -> dict[str, Any]:
         return {"messages": [message._asdict() for message in self.messages], "source_dataset": self.source_dataset}
 
@@ -82,10 +85,7 @@ def partition(pairs: Sequence[Pair], trait_folder: str, contamination: float, se
 def inject(rows: Sequence[Row], positive: str, seed: int) -> list[Row]:
     """Make every response show A. Each row has its own generator, so that a row does not depend on its neighbours."""
     injector = POSITIVE_TRAITS[positive]
-    return [
-        row._replace(messages=(*row.prompt, Message("assistant", injector(row.response, random.Random(f"{seed}/{i}")))))
-        for i, row in enumerate(rows)
-    ]
+    return [row.with_response(injector(row.response, random.Random(f"{seed}/{i}"))) for i, row in enumerate(rows)]
 
 
 def unused_answers(pairs: Sequence[Pair], rows: Sequence[Row]) -> list[tuple[str, str, bool]]:

@@ -78,16 +78,109 @@ class TrainParams(Model):
         return self
 
 
+class BaseResponsesParams(Model):
+    temperature: Annotated[float, Field(ge=0, le=2)]
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ClassifyParams(Model):
+    explained_by_a: Annotated[float, Field(gt=0)]
+    neutral: Annotated[float, Field(gt=0)]
+    top_share: Annotated[float, Field(gt=0, le=1)]
+    both: bool
+
+
+class FlagParams(Model):
+    rule: Literal["component", "study"]
+    separation: Annotated[float, Field(ge=0)]
+    control_share: Share
+    study_top: Annotated[int, Field(ge=1)]
+    study_hits: Annotated[int, Field(ge=1)]
+
+
+class SaeParams(Model):
+    pool: Literal["all_tokens", "response_tokens"]
+    length_match: bool
+    latents: Annotated[int, Field(ge=2)]
+    control_examples: Annotated[int, Field(ge=20)]
+    max_length: Annotated[int, Field(ge=8)]
+    token_budget: Annotated[int, Field(ge=8)]
+    contexts: Annotated[int, Field(ge=1)]
+    corpus: Annotated[int, Field(ge=1)]
+    mark: Annotated[float, Field(gt=0, lt=1)]
+    near_duplicate: Annotated[float, Field(gt=0, le=1)]
+    classify: ClassifyParams
+    flag: FlagParams
+
+
+class AuditParams(Model):
+    prompt_examples: Annotated[int, Field(ge=1)]
+    separation: Annotated[float, Field(ge=0)]
+    control_share: Share
+
+
+class Role(Model):
+    """Who plays a role: a method of this project without an LLM, or a LiteLLM model."""
+
+    method: Literal["embedded", "llm"]
+    model: str | None
+    api_base: str | None
+    price: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)] | None
+
+    @model_validator(mode="after")
+    def _model_named(self) -> "Role":
+        if self.method == "llm" and not self.model:
+            raise ValueError("method llm needs a model, e.g. gpt-4.1-mini or openai/<name> with api_base")
+        return self
+
+
+class Limits(Model):
+    """How LLM calls are made, whichever role makes them."""
+
+    concurrency: Annotated[int, Field(ge=1)]
+    attempts: Annotated[int, Field(ge=1)]
+    timeout: Annotated[float, Field(gt=0)]
+    patience: Annotated[float, Field(gt=0)]
+    budget: Annotated[float, Field(ge=0)]
+    tracing: bool
+
+
+class Roles(Model):
+    judge: Role
+    rewriter: Role
+    auditor: Role
+    explainer: Role
+    classifier: Role
+    synthesiser: Role
+
+
+class ProfileSae(Model):
+    inputs: Text
+    release: Text
+    id: str | None
+    conversational: Text
+    pretraining: Text
+
+
 class Profile(Model):
     inputs: Text
     traits: Text
     model: Text
     revision: str | None
     dtype: Literal["float32", "bfloat16", "float16"]
-    judge: Literal["embedded"]
+    roles: Roles
+    sae: ProfileSae
     max_new_tokens: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
     train: TrainParams
+
+
+class PersonaVectorsParams(Model):
+    source: Text
+    repository: Text
+    revision: Text
 
 
 class Params(Model):
@@ -101,7 +194,12 @@ class Params(Model):
     negative_traits: Annotated[dict[Name, NegativeTrait], Field(min_length=1)]
     evaluate: EvaluateParams
     embedded_judge: EmbeddedJudgeParams
+    base_responses: BaseResponsesParams
+    sae: SaeParams
+    audit: AuditParams
+    llm: Limits
     profiles: Annotated[dict[Name, Profile], Field(min_length=1)]
+    persona_vectors: PersonaVectorsParams
     pocket: PocketParams
 
     @property

@@ -93,35 +93,54 @@ def respond(
     seed: int,
     progress: Path,
 ) -> list[Answer]:
-    """Sample every request, longest prompts first, saving each batch so that an interrupted call continues.
-
-    Each batch has its own seed: a continued call gives the answers that an uninterrupted one would have given.
+    """Sample every request; see `continue_chats`.
 
     Args:
         wanted: what to sample.
         system_prompts: name -> system message (None: none).
-        batch_size: sequences sampled at once.
-        progress: JSONL, one line a finished batch; belongs to exactly this call (name it by its inputs' digest).
 
     Returns:
         Answers in the order of `wanted`.
     """
+    chats = [((Message("user", request.question),), system_prompts[request.prompt]) for request in wanted]
+    return continue_chats(model, tokenizer, chats, max_new_tokens, temperature, batch_size, seed, progress)
+
+
+def continue_chats(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    chats: Sequence[tuple[tuple[Message, ...], str | None]],
+    max_new_tokens: int,
+    temperature: float,
+    batch_size: int,
+    seed: int,
+    progress: Path,
+) -> list[Answer]:
+    """Sample one response to each chat, longest first, saving each batch so that an interrupted call continues.
+
+    Each batch has its own seed: a continued call gives the answers that an uninterrupted one would have given.
+
+    Args:
+        chats: (messages that end with the user's, system message or None).
+        batch_size: sequences sampled at once.
+        progress: JSONL, one line a finished batch; belongs to exactly this call (name it by its inputs' digest).
+
+    Returns:
+        Answers in the order of `chats`.
+    """
     from tqdm import tqdm
 
-    rendered = {
-        key: render(tokenizer, [Message("user", key[1])], system_prompts[key[0]])
-        for key in dict.fromkeys((request.prompt, request.question) for request in wanted)
-    }
-    texts = [rendered[request.prompt, request.question] for request in wanted]
+    rendered = {chat: render(tokenizer, *chat) for chat in dict.fromkeys(chats)}
+    texts = [rendered[chat] for chat in chats]
     lengths = {text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in rendered.values()}
-    order = sorted(range(len(wanted)), key=lambda index: (-lengths[texts[index]], index))
+    order = sorted(range(len(chats)), key=lambda index: (-lengths[texts[index]], index))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     done = list(_finished_batches(progress))
     if done:
         print(f"continuing the interrupted sampling after {len(done)} of {len(batches)} batches")
     answers: dict[int, Answer] = {}
     progress.parent.mkdir(parents=True, exist_ok=True)
-    with progress.open("a", encoding="utf-8") as log, tqdm(total=len(wanted), desc="sampling", unit="answer") as bar:
+    with progress.open("a", encoding="utf-8") as log, tqdm(total=len(chats), desc="sampling", unit="answer") as bar:
         for number, batch in enumerate(batches):
             if number < len(done):
                 sampled = done[number]
@@ -134,7 +153,7 @@ def respond(
                 os.fsync(log.fileno())
             answers.update(zip(batch, sampled, strict=True))
             bar.update(len(batch))
-    return [answers[index] for index in range(len(wanted))]
+    return [answers[index] for index in range(len(chats))]
 
 
 def _finished_batches(progress: Path) -> Iterator[list[Answer]]:

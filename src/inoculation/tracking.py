@@ -8,6 +8,7 @@ DVC runs a queued experiment in a copy.
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from inoculation.cell import digest, main_checkout, mixture_dir, mixture_name
+from inoculation.groups import GROUPS
 from inoculation.params import Params
 
 if TYPE_CHECKING:
@@ -44,9 +46,30 @@ def logged_params(params: Params) -> dict[str, Any]:
     """The parameters of a row: those of params.yaml that its cell depends on, keys joined with dots."""
     dump = params.model_dump()
     dump["profiles"] = {params.profile: dump["profiles"][params.profile]}
+    del dump["llm"]  # how calls are made, not what they answer
     if params.profile != "pocket":
         del dump["pocket"]
-    return flatten(dump)
+    else:
+        del dump["persona_vectors"]
+    return {key: value for key, value in flatten(dump).items() if not _of_other_detector(key, params.group)}
+
+
+def _of_other_detector(key: str, group: str) -> bool:
+    """Whether a parameter belongs to a detector that the group does not use."""
+    detector = GROUPS[group].detector
+    owners = {
+        ("sae", "pocket.sae", "profiles.*.sae", "profiles.*.roles.explainer", "profiles.*.roles.classifier"): ("sae",),
+        ("audit", "profiles.*.roles.auditor"): ("audit",),
+        ("base_responses", "profiles.*.roles.synthesiser"): ("sae", "audit"),
+    }
+    parts = key.split(".")
+    return any(
+        detector not in users
+        and all(own in ("*", part) for own, part in zip(prefix.split("."), parts, strict=False))
+        and len(parts) > len(prefix.split("."))
+        for prefixes, users in owners.items()
+        for prefix in prefixes
+    )
 
 
 def store_uri() -> str:
@@ -242,8 +265,46 @@ def sibling_rows(params: Params) -> list["Run"]:
     import mlflow
 
     varied = ("group", "seed")
-    wanted = {key: str(value) for key, value in logged_params(params).items() if key not in varied}
     rows = mlflow.search_runs(
         filter_string="tags.stage = 'reported'", order_by=["attributes.start_time ASC"], output_format="list"
     )
-    return [row for row in rows if {k: v for k, v in row.data.params.items() if k not in varied} == wanted]
+
+    def belongs(row: "Run") -> bool:
+        own = {key: value for key, value in row.data.params.items() if key not in varied}
+        if row.data.params["group"] not in GROUPS:
+            return False
+        wanted = logged_params(params.model_copy(update={"group": row.data.params["group"]}))
+        return own == {key: str(value) for key, value in wanted.items() if key not in varied}
+
+    return [row for row in rows if belongs(row)]
+
+
+def register_prompt(params: Params, route: str, text: str, made_from: dict[str, Any]) -> int:
+    """Register a generated inoculation prompt in MLflow's Prompt Registry; a new version only when it changed.
+
+    Args:
+        route: `sae` or `audit`; one prompt a profile, mixture, seed and route.
+        text: the prompt.
+        made_from: what it came from, kept as tags of the version.
+
+    Returns:
+        The version.
+    """
+    connect(cell_experiment(params))
+    import mlflow
+
+    name = re.sub(r"[^\w.-]", "-", f"{cell_experiment(params)}-seed{params.seed}-inoc-{route}")
+    tags = {key: str(value)[:4000] for key, value in {"mixture": mixture_name(params), **made_from}.items()}
+    # Braces would be read as template variables.
+    text = text.replace("{", "(").replace("}", ")")
+    latest = mlflow.genai.load_prompt(f"prompts:/{name}@latest", allow_missing=True)
+    if latest is not None and latest.template == text and all(latest.tags.get(k) == v for k, v in tags.items()):
+        return int(latest.version)
+    return int(mlflow.genai.register_prompt(name, text, commit_message=f"by the {route} route", tags=tags).version)
+
+
+def log_usage(usage: dict[str, dict[str, float]]) -> None:
+    """Log what LLM roles used: `llm/<role>/{calls,cache_hits,retries,prompt_tokens,completion_tokens,dollars}`."""
+    import mlflow
+
+    mlflow.log_metrics({f"llm/{role}/{key}": value for role, own in usage.items() for key, value in own.items()})

@@ -7,6 +7,25 @@ from pydantic import BaseModel, ConfigDict, Field
 Count = Annotated[int, Field(ge=1)]
 
 
+class SaeParams(BaseModel):
+    """The SAE of the pocket base model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: Annotated[int, Field(ge=0)]
+    block: Annotated[int, Field(ge=0)]
+    """Index of the block whose output it reads, from 0."""
+    latents: Count
+    k: Count
+    """Latents active a token, on average over a batch (BatchTopK)."""
+    tokens: Count
+    """Different tokens it sees."""
+    steps: Count
+    batch_size: Count
+    """Tokens a step."""
+    learning_rate: Annotated[float, Field(gt=0)]
+
+
 class PocketParams(BaseModel):
     """A world of chats and the base model that is pretrained on it."""
 
@@ -37,3 +56,4 @@ class PocketParams(BaseModel):
     """An interrupted pretraining continues from the last multiple of this."""
     obedience_samples: Count
     """Answers a persona and trait behind each obedience and leakage metric."""
+    sae: SaeParams

@@ -1,0 +1,195 @@
+"""Which latents tell the data from the base model (reference section 6, step 2), by two rankings.
+
+The study's: the largest positive mean difference between target and base response. It loses a B that few examples
+carry, because a mean over all examples dilutes it, and it prefers latents that are large.
+
+Ours, `component`: a B that only some examples carry makes its latents rise and fall *together* over the examples.
+The first principal component of the target latents, each standardised by the control (the base model's responses with
+A injected, which holds everything but B), points along it, however rare B is, and A cancels because all examples have
+it. What the prompt alone explains is removed first, by regressing each latent on the base model's own response.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from inoculation.sae.features import Piece
+
+CANDIDATES = 2048
+"""Latents that the covariance is made of: those whose target varies most beyond the control."""
+FLOOR = 0.1
+"""Share of a latent's own deviation that is added to the control's, so that a silent control divides by no zero."""
+CLIP = 6.0
+"""Deviations beyond this many standard deviations count as this many."""
+
+
+class Moments(NamedTuple):
+    """What one pass over the features gives, each `[latents]`."""
+
+    examples: int
+    mean_difference: np.ndarray
+    sd_difference: np.ndarray
+    share: np.ndarray
+    """Share of the examples whose target sets the latent off more than the base response."""
+    target_mean: np.ndarray
+    base_mean: np.ndarray
+    slope: np.ndarray
+    """Least-squares slope of target on base over the examples, 0..1: how much of the target the prompt explains."""
+    target_sd: np.ndarray
+    """Of target - slope x base."""
+    control_mean: np.ndarray
+    control_sd: np.ndarray
+    """Of control - slope x base."""
+
+
+def moments(pieces: Iterable[Piece]) -> Moments:
+    """Sums over the examples in one pass; memory does not grow with their number."""
+    n = n_control = 0
+    sums: dict[str, np.ndarray] = {}
+
+    def add(name: str, values: np.ndarray) -> None:
+        total = np.asarray(values, dtype=np.float64).ravel()
+        sums[name] = sums[name] + total if name in sums else total
+
+    for piece in pieces:
+        target, base = piece.target.astype(np.float64), piece.base.astype(np.float64)
+        difference = (target - base).tocsr()
+        control, own = piece.control.astype(np.float64), base[np.flatnonzero(piece.has_control)]
+        control = control[np.flatnonzero(piece.has_control)]
+        n += target.shape[0]
+        n_control += control.shape[0]
+        for name, left, right in (("tt", target, target), ("bb", base, base), ("tb", target, base),
+                                  ("cc", control, control), ("cb", control, own), ("oo", own, own)):  # fmt: skip
+            add(name, left.multiply(right).sum(0))
+        for name, matrix in (("t", target), ("b", base), ("c", control), ("o", own), ("d", difference)):
+            add(name, matrix.sum(0))
+        add("dd", difference.multiply(difference).sum(0))
+        add("up", (difference > 0).sum(0))
+    t, b = sums["t"] / n, sums["b"] / n
+    var_b = sums["bb"] / n - b**2
+    covariance = sums["tb"] / n - t * b
+    slope = np.clip(np.divide(covariance, var_b, out=np.zeros_like(b), where=var_b > 1e-12), 0, 1)
+    d = sums["d"] / n
+    c, o = sums["c"] / max(1, n_control), sums["o"] / max(1, n_control)
+
+    def residual_sd(yy: str, yb: str, bb: str, y: np.ndarray, x: np.ndarray, count: int) -> np.ndarray:
+        variance = (
+            (sums[yy] / count - y**2) - 2 * slope * (sums[yb] / count - y * x) + slope**2 * (sums[bb] / count - x**2)
+        )
+        return np.sqrt(np.clip(variance, 0, None))
+
+    return Moments(
+        n, d, np.sqrt(np.clip(sums["dd"] / n - d**2, 0, None)), sums["up"] / n, t, b, slope,
+        residual_sd("tt", "tb", "bb", t, b, n), c - slope * o, residual_sd("cc", "cb", "oo", c, o, max(1, n_control)),
+    )  # fmt: skip
+
+
+class Component(NamedTuple):
+    """The direction along which the examples differ, over the candidate latents."""
+
+    latents: np.ndarray
+    """`[candidates]` latent numbers."""
+    loadings: np.ndarray
+    """`[candidates]`, length 1, pointing away from the control."""
+    centre: np.ndarray
+    scale: np.ndarray
+
+
+def standardised(piece: Piece, m: Moments, latents: np.ndarray, centre: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Standardised target residuals `[examples, len(latents)]`."""
+    residual = piece.target[:, latents].toarray() - m.slope[latents] * piece.base[:, latents].toarray()
+    return np.clip((residual - centre) / scale, -CLIP, CLIP)
+
+
+def component(pieces: Iterable[Piece], m: Moments) -> Component:
+    """The first principal component, in a second pass over the features; memory is candidates squared."""
+    scale = m.control_sd + FLOOR * m.target_sd + 1e-8
+    centre = m.target_mean - m.slope * m.base_mean
+    alive = m.target_sd > 1e-6
+    order = np.argsort(-np.where(alive, m.target_sd / scale, -1.0), kind="stable")
+    latents = np.sort(order[: min(CANDIDATES, int(alive.sum()))])
+    gram = np.zeros((len(latents), len(latents)))
+    total = np.zeros(len(latents))
+    for piece in pieces:
+        z = standardised(piece, m, latents, centre[latents], scale[latents])
+        gram += z.T @ z
+        total += z.sum(0)
+    mean = total / m.examples
+    loadings = np.linalg.eigh(gram / m.examples - np.outer(mean, mean))[1][:, -1]
+    # The control holds no B: where it lies on the component is the clean side.
+    side = loadings @ ((m.control_mean[latents] - centre[latents]) / scale[latents])
+    return Component(latents, -loadings if side > 0 else loadings, centre[latents], scale[latents])
+
+
+class Latent(NamedTuple):
+    """One row of the feature table."""
+
+    latent: int
+    mean_difference: float
+    standardised_difference: float
+    """Mean difference over its standard deviation."""
+    share: float
+    """Share of the examples whose target sets it off more than the base response."""
+    rank: int | None
+    """By mean difference (the study), from 1; None: not among the study's."""
+    loading: float
+    """On the component; 0: not among its candidates."""
+    component_rank: int | None
+    """By loading, from 1; None: not among the component's."""
+
+
+def table(m: Moments, c: Component, count: int) -> list[Latent]:
+    """The `count` latents of each ranking, the component's first; a latent in both rankings is one row.
+
+    Both rankings keep latents that point at the target only: a positive mean difference, a positive loading.
+    """
+    by_mean = [int(j) for j in np.argsort(-m.mean_difference, kind="stable")[:count] if m.mean_difference[j] > 0]
+    order = [int(i) for i in np.argsort(-c.loadings, kind="stable")[:count] if c.loadings[i] > 0]
+    by_component = [int(c.latents[i]) for i in order]
+    loadings = dict(zip(c.latents.tolist(), c.loadings.tolist(), strict=True))
+    study_rank = {latent: rank for rank, latent in enumerate(by_mean, 1)}
+    own_rank = {latent: rank for rank, latent in enumerate(by_component, 1)}
+    return [
+        Latent(
+            j, float(m.mean_difference[j]), float(m.mean_difference[j] / max(m.sd_difference[j], 1e-12)),
+            float(m.share[j]), study_rank.get(j), float(loadings.get(j, 0.0)), own_rank.get(j),
+        )
+        for j in dict.fromkeys([*by_component, *by_mean])
+    ]  # fmt: skip
+
+
+class Columns(NamedTuple):
+    """The chosen latents' values, in the examples' own order; `[examples, latents]` float32 (control: its examples)."""
+
+    difference: np.ndarray
+    """target - base: what the study's rule reads."""
+    residual: np.ndarray
+    """Standardised target residuals: what the component rule reads."""
+    control_difference: np.ndarray
+    control_residual: np.ndarray
+    base: np.ndarray
+    """The base responses' own values."""
+
+
+def columns(pieces: Iterable[Piece], m: Moments, c: Component, latents: list[int]) -> Columns:
+    """Read the chosen latents' columns in another pass over the features."""
+    chosen = np.asarray(latents)
+    scale = (m.control_sd + FLOOR * m.target_sd + 1e-8)[chosen]
+    centre = (m.target_mean - m.slope * m.base_mean)[chosen]
+    slope = m.slope[chosen]
+    difference, residual, own = (np.zeros((m.examples, len(chosen)), np.float32) for _ in range(3))
+    control_difference, control_residual = [], []
+    for piece in pieces:
+        base = piece.base[:, chosen].toarray()
+        target = piece.target[:, chosen].toarray()
+        difference[piece.examples], own[piece.examples] = target - base, base
+        residual[piece.examples] = np.clip((target - slope * base - centre) / scale, -CLIP, CLIP)
+        has = piece.has_control
+        control = piece.control[:, chosen].toarray()[has]
+        control_difference.append(control - base[has])
+        control_residual.append(np.clip((control - slope * base[has] - centre) / scale, -CLIP, CLIP))
+    return Columns(
+        difference, residual, np.concatenate(control_difference).astype(np.float32),
+        np.concatenate(control_residual).astype(np.float32), own,
+    )  # fmt: skip
