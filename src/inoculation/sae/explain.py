@@ -95,13 +95,6 @@ def corpus_tokens(
     return [tokenizer(text(row), add_special_tokens=False)["input_ids"][:limit] for row in corpus]
 
 
-class Strongest(NamedTuple):
-    contexts: dict[int, list[Context]]
-    """latent -> its contexts, strongest first."""
-    means: "torch.Tensor"
-    """Mean latents of each sequence, `[sequences, chosen latents]`."""
-
-
 def strongest(
     decoder: "torch.nn.Module",
     sae: LoadedSae,
@@ -111,14 +104,12 @@ def strongest(
     source: str,
     count: int,
     token_budget: int,
-) -> Strongest:
-    """The `count` sequences that set each latent off most, by their strongest token, in one pass."""
+) -> dict[int, list[Context]]:
+    """latent -> the `count` sequences that set each latent off most, by their strongest token, strongest first, in one pass."""
     import torch
     from tqdm import tqdm
 
     chosen = torch.tensor(list(latents), device=next(decoder.parameters()).device)
-    peaks = torch.zeros(len(sequences), len(latents))
-    means = torch.zeros(len(sequences), len(latents))
     kept: list[list[tuple[float, int, list[float]]]] = [[] for _ in latents]
     with tqdm(total=len(sequences), desc=f"contexts: {source}", unit="text") as bar:
         for batch in token_batches([len(ids) for ids in sequences], token_budget):
@@ -127,23 +118,22 @@ def strongest(
                 acts = sae.sae.encode(states.to(sae.sae.W_dec.dtype))[..., chosen].float().cpu()
             for row, index in enumerate(batch):
                 own = acts[row, : len(sequences[index])]
-                peaks[index], means[index] = own.max(0).values, own.mean(0)
-                for column in torch.nonzero(peaks[index]).flatten().tolist():
+                peaks = own.max(0).values
+                for column in torch.nonzero(peaks).flatten().tolist():
                     best = kept[column]
-                    peak = float(peaks[index, column])
+                    peak = float(peaks[column])
                     if len(best) < count or peak > best[-1][0]:
                         best.append((peak, index, own[:, column].tolist()))
                         best.sort(key=lambda entry: (-entry[0], entry[1]))
                         del best[count:]
             bar.update(len(batch))
-    contexts = {
+    return {
         latent: [
             _context(tokenizer, sequences[index], values, source, index if source == "mixture" else None)
             for _, index, values in best
         ]
         for latent, best in zip(latents, kept, strict=True)
     }
-    return Strongest(contexts, means)
 
 
 def _context(

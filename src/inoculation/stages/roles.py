@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from inoculation import cell, mixture
+from inoculation.files import InputError
 from inoculation.params import Params
 
 if TYPE_CHECKING:
@@ -19,14 +20,13 @@ def client(params: Params, role: str, required: bool = False) -> "Client | None"
     Raises:
         InputError: the role needs a model, a key or a price that is missing; before any work.
     """
-    from inoculation.files import InputError
-    from inoculation.llm import Client
-
     chosen = getattr(params.world.roles, role)
     if chosen.method == "embedded" and not required:
         return None
     if not chosen.model:
         raise InputError(f"profiles.{params.profile}.roles.{role}.model: name a model, e.g. gpt-4.1-mini")
+    from inoculation.llm import Client
+
     return Client(role, chosen, params.llm, cell.llm_cache())
 
 
