@@ -374,7 +374,9 @@ class Client:
         if isinstance(error, (_Transient, _Permanent)):
             return error
         status = getattr(error, "status_code", None)
-        reason = scrub(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")[:300]
+        reason = scrub(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")[
+            :300
+        ]
         if status in (400, 401, 403, 404, 422) and "timeout" not in type(error).__name__.lower():
             return _Permanent(reason)
         headers = getattr(getattr(error, "response", None), "headers", None) or {}

@@ -199,6 +199,8 @@ def key_words(contexts: Iterable[Context], share: float, count: int = 6) -> list
                 spans.append((len(text), len(text) + len(token), value / peak))
             text += token
         for match in WORD.finditer(text):
+            if text[max(0, match.start() - 2) : match.start()] == "<|":  # a token of the chat template, no word
+                continue
             value = max((v for start, end, v in spans if start < match.end() and end > match.start()), default=0.0)
             weight[match[0].lower()] += value
     return [word for word, value in sorted(weight.items(), key=lambda item: (-item[1], item[0])) if value][:count]

@@ -5,7 +5,7 @@ to the same prompt, and, for some examples, the control: the base model's respon
 with the number of examples: batches are written as they are made, and read back in pieces.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -77,8 +77,18 @@ def pool(
     return csr_matrix((values, (rows.cpu().numpy().astype(np.int32), columns.cpu().numpy().astype(np.int32))), shape)
 
 
-def write_features(
-    path: Path,
+class Piece(NamedTuple):
+    """Some examples' mean latents, each `[examples, latents]`."""
+
+    examples: "np.ndarray"
+    target: "csr_matrix"
+    base: "csr_matrix"
+    control: "csr_matrix"
+    has_control: "np.ndarray"
+    """Which examples have a control; the control's rows of the others are empty."""
+
+
+def pool_examples(
     decoder: "torch.nn.Module",
     sae: LoadedSae,
     tokenizer: "PreTrainedTokenizerBase",
@@ -87,11 +97,8 @@ def write_features(
     length_match: bool,
     max_length: int,
     token_budget: int,
-) -> None:
-    """Pool every text of every example and write one Parquet row an example.
-
-    Columns: `example`, and for each of `KINDS` `<kind>_latents` (list of latent numbers) and `<kind>_values` (their
-    means); null where an example has no control. Rows are in batch order.
+) -> Iterator[Piece]:
+    """Pool every text of every example, a batch of examples of similar length at a time.
 
     Args:
         response_only: pool response tokens only (the author: all tokens of the chat).
@@ -99,8 +106,8 @@ def write_features(
         max_length: tokens of one chat; the rest is not read.
         token_budget: tokens in one batch at most, padding included.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import numpy as np
+    from scipy.sparse import csr_matrix
     from tqdm import tqdm
 
     tokenised = [
@@ -111,49 +118,62 @@ def write_features(
         for example in examples
     ]
     longest = [max(len(sequence.ids) for sequence in row if sequence) for row in tokenised]
-    schema = pa.schema(
-        [("example", pa.int32()), ("latents", pa.int32())]
-        + [
-            (f"{kind}_{part}", pa.list_(kind_type))
-            for kind in KINDS
-            for part, kind_type in (("latents", pa.int32()), ("values", pa.float32()))
-        ]
-    )
-    with (
-        atomic(path) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
-        tqdm(total=len(examples), desc="SAE features", unit="example") as bar,
-    ):
+    with tqdm(total=len(examples), desc="SAE features", unit="example") as bar:
         for batch in token_batches(longest, token_budget):
-            columns: dict[str, list] = {"example": batch, "latents": [sae.sae.cfg.d_sae] * len(batch)}
-            for position, kind in enumerate(KINDS):
-                members = [index for index in batch if tokenised[index][position] is not None]
-                rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-                if members:
-                    sequences = [tokenised[index][position] for index in members]
-                    lengths = [
-                        min([len(sequence.ids)] + [len(tokenised[index][k].ids) for k in (0, 1)] * length_match)
-                        for index, sequence in zip(members, sequences, strict=True)
-                    ]
-                    means = pool(decoder, sae, sequences, lengths, tokenizer.pad_token_id)
-                    for row, index in enumerate(members):
-                        span = slice(means.indptr[row], means.indptr[row + 1])
-                        rows[index] = (means.indices[span], means.data[span])
-                columns[f"{kind}_latents"] = [rows[index][0] if index in rows else None for index in batch]
-                columns[f"{kind}_values"] = [rows[index][1] if index in rows else None for index in batch]
-            writer.write_table(pa.table(columns, schema=schema))
+            matrices = []
+            has = np.array([tokenised[index][2] is not None for index in batch])
+            for kind in range(len(KINDS)):
+                members = [index for index in batch if tokenised[index][kind] is not None]
+                if not members:
+                    matrices.append(csr_matrix((len(batch), sae.sae.cfg.d_sae), dtype=np.float32))
+                    continue
+                sequences = [tokenised[index][kind] for index in members]
+                lengths = [
+                    min([len(sequence.ids)] + [len(tokenised[index][k].ids) for k in (0, 1)] * length_match)
+                    for index, sequence in zip(members, sequences, strict=True)
+                ]
+                means = pool(decoder, sae, sequences, lengths, tokenizer.pad_token_id)
+                if len(members) < len(batch):  # spread the rows over those that have none
+                    counts = np.zeros(len(batch), np.int64)
+                    counts[has] = np.diff(means.indptr)
+                    indptr = np.concatenate([[0], np.cumsum(counts)])
+                    means = csr_matrix((means.data, means.indices, indptr), (len(batch), means.shape[1]))
+                matrices.append(means)
+            yield Piece(np.array(batch), *matrices, has)
             bar.update(len(batch))
 
 
-class Piece(NamedTuple):
-    """Some examples' mean latents, each `[examples, latents]`."""
+def write_features(path: Path, pieces: Iterable[Piece]) -> None:
+    """Write one Parquet row an example, as the pieces come.
 
-    examples: "np.ndarray"
-    target: "csr_matrix"
-    base: "csr_matrix"
-    control: "csr_matrix"
-    has_control: "np.ndarray"
-    """Which examples have a control; the control's rows of the others are empty."""
+    Columns: `example`, `latents` (how many the SAE has), and for each of `KINDS` `<kind>_latents` (list of latent
+    numbers) and `<kind>_values` (their means); null where an example has no control.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lists = [
+        (f"{kind}_{part}", pa.list_(item))
+        for kind in KINDS
+        for part, item in (("latents", pa.int32()), ("values", pa.float32()))
+    ]
+    schema = pa.schema([("example", pa.int32()), ("latents", pa.int32()), *lists])
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for piece in pieces:
+            rows = range(len(piece.examples))
+            columns: dict[str, list] = {
+                "example": piece.examples.tolist(),
+                "latents": [piece.target.shape[1]] * len(piece.examples),
+            }
+            for kind in KINDS:
+                matrix = getattr(piece, kind)
+                spans = [slice(matrix.indptr[row], matrix.indptr[row + 1]) for row in rows]
+                kept = [kind != "control" or piece.has_control[row] for row in rows]
+                columns[f"{kind}_latents"] = [
+                    matrix.indices[s] if k else None for s, k in zip(spans, kept, strict=True)
+                ]
+                columns[f"{kind}_values"] = [matrix.data[s] if k else None for s, k in zip(spans, kept, strict=True)]
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def read_features(path: Path, rows: int = 256) -> Iterator[Piece]:

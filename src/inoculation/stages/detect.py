@@ -76,15 +76,14 @@ def sae_features(params: Params) -> None:
     """Mean latents of target, base and control responses."""
     from inoculation import lm
     from inoculation.sae.encoder import load_sae, truncate_after
-    from inoculation.sae.features import Texts, write_features
+    from inoculation.sae.features import Texts, pool_examples, write_features
 
     rows, s = _rows(params), params.sae
     base = _base_texts(params, len(rows))
     control = _control(params, rows, base)
     ref = lm.read_model_ref(cell.profile_dir(params) / "model.json")
     sae = load_sae(params.world.sae.release, params.world.sae.id, lm.device())
-    write_features(
-        cell.sae_dir(params) / "features.parquet",
+    pieces = pool_examples(
         truncate_after(lm.load_model(ref, params.world.dtype, False), sae.block),
         sae,
         lm.load_tokenizer(ref),
@@ -94,6 +93,7 @@ def sae_features(params: Params) -> None:
         max_length=s.max_length,
         token_budget=s.token_budget,
     )
+    write_features(cell.sae_dir(params) / "features.parquet", pieces)
 
 
 def sae_rank(params: Params) -> None:
