@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from inoculation import detection, lm, mixture, traits
+from inoculation.chat import render
 from inoculation.params import load_params
 from inoculation.respond import generate
 from inoculation.sae import classify, flag, rank
 from inoculation.sae.encoder import load_sae, truncate_after
 from inoculation.sae.features import Texts, pool_examples
-from inoculation.chat import render
 
 CHATS, MODEL = Path("data/pocket_world/chats"), lm.ModelRef("data/pocket_world/model", None, None)
 
@@ -32,7 +32,9 @@ def base_answers(model, tokenizer, prompts, temperature, seed):
     answers = [""] * len(texts)
     for start in range(0, len(order), 500):
         chunk = order[start : start + 500]
-        for i, answer in zip(chunk, generate(model, tokenizer, [texts[i] for i in chunk], 96, temperature, seed + start)):
+        for i, answer in zip(
+            chunk, generate(model, tokenizer, [texts[i] for i in chunk], 96, temperature, seed + start), strict=False
+        ):
             answers[i] = answer.text
     return answers
 
@@ -51,7 +53,9 @@ def main():
     model = lm.load_model(MODEL, "float32", False)
     sae = load_sae(params.world.sae.release, params.world.sae.id, lm.device())
     decoder = truncate_after(lm.load_model(MODEL, "float32", False), sae.block)
-    print("| mixture | contamination | seed | no latents | of them specific to B | study P / R | component P / R | D | flagged |")
+    print(
+        "| mixture | contamination | seed | no latents | of them specific to B | study P / R | component P / R | D | flagged |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for negative, seed in product(arguments.negative, arguments.seeds):
         pairs = traits.read_trait(CHATS, negative)
@@ -59,7 +63,9 @@ def main():
         base = dict(
             zip(
                 normal,
-                base_answers(model, tokenizer, [pair.prompt for pair in pairs], params.base_responses.temperature, seed),
+                base_answers(
+                    model, tokenizer, [pair.prompt for pair in pairs], params.base_responses.temperature, seed
+                ),
                 strict=True,
             )
         )
@@ -67,19 +73,26 @@ def main():
             rows = mixture.inject(mixture.partition(pairs, negative, share, seed), positive, seed)
             answers = [base[traits.question_key(row.prompt)] for row in rows]
             chosen = set(random.Random(f"control/{seed}").sample(range(len(rows)), s.control_examples))
-            control = mixture.inject([row.with_response(a or " ") for row, a in zip(rows, answers)], positive, seed)
+            control = mixture.inject([row.with_response(a or " ") for row, a in zip(rows, answers, strict=True)], positive, seed)
             texts = [
                 Texts(row.prompt, row.response, answer, control[i].response if i in chosen else None)
-                for i, (row, answer) in enumerate(zip(rows, answers))
+                for i, (row, answer) in enumerate(zip(rows, answers, strict=True))
             ]
             pieces = list(
                 pool_examples(
-                    decoder, sae, tokenizer, texts, s.pool == "response_tokens", s.length_match, s.max_length, s.token_budget
+                    decoder,
+                    sae,
+                    tokenizer,
+                    texts,
+                    s.pool == "response_tokens",
+                    s.length_match,
+                    s.max_length,
+                    s.token_budget,
                 )
             )
-            moments = rank.moments(pieces)
+            moments = rank.moments(pieces, "whole")
             component = rank.component(pieces, moments)
-            latents = rank.table(moments, component, s.latents)
+            latents = rank.table(rank.moments(pieces, "matched"), component, s.latents)
             columns = rank.columns(pieces, moments, component, [row.latent for row in latents])
             classes = classify.causal(
                 columns.difference, columns.control_difference, columns.base, c.explained_by_a, c.neutral, c.top_share
@@ -88,7 +101,7 @@ def main():
             study = [i for i, row in enumerate(latents) if row.rank]
             own = [i for i, row in enumerate(latents) if row.component_rank]
             flags = {
-                "study": flag.study(columns.difference[:, study], [no[i] for i in study], f.study_top, f.study_hits),
+                "study": flag.study(columns.matched_difference[:, study], [no[i] for i in study], f.study_top, f.study_hits),
                 "component": flag.component(
                     columns.residual[:, own], columns.control_residual[:, own], np.array([latents[i].loading for i in own]),
                     [no[i] for i in own], f.separation, f.control_share,

@@ -42,16 +42,15 @@ def embedded(
 
     from inoculation.judge.embedded import embed
     from inoculation.sae import rank
-    from inoculation.sae.features import Piece
+    from inoculation.sae.features import Means, Piece
     from inoculation.sae.flag import component as two_groups
 
     has = np.array([text is not None for text in control])
     vectors = embed([row.response for row in rows] + list(base) + [text or "" for text in control])
     target, own, injected = np.split(vectors.astype(np.float64), 3)
-    pieces = [
-        Piece(np.arange(len(rows)), csr_matrix(target), csr_matrix(own), csr_matrix(injected * has[:, None]), has)
-    ]
-    moments = rank.moments(pieces)
+    means = Means(csr_matrix(target), csr_matrix(own), csr_matrix(injected * has[:, None]))
+    pieces = [Piece(np.arange(len(rows)), has, means, means)]
+    moments = rank.moments(pieces, "whole")
     found = rank.component(pieces, moments)
     columns = rank.columns(pieces, moments, found, found.latents.tolist())
     flags = two_groups(

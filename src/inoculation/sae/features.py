@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 KINDS = ("target", "base", "control")
+POOLINGS = ("whole", "matched")
 
 
 class Texts(NamedTuple):
@@ -49,43 +50,64 @@ def tokenise(
 
 
 def pool(
-    decoder: "torch.nn.Module", sae: LoadedSae, sequences: Sequence[Sequence_], lengths: Sequence[int], pad: int
-) -> "csr_matrix":
-    """Mean latents `[sequences, latents]` of tokens `start <= position < length`; equal whatever shares the batch.
+    decoder: "torch.nn.Module",
+    sae: LoadedSae,
+    sequences: Sequence[Sequence_],
+    ends: Sequence[Sequence[int]],
+    pad: int,
+) -> "list[csr_matrix]":
+    """Mean latents `[sequences, latents]` of tokens `start <= position < end`; equal whatever shares the batch.
 
     Encoding, thresholding and pooling stay on the model's device; only the sparse means leave it.
+
+    Args:
+        ends: one list of ends a matrix to return; the sequences are encoded once for all of them.
     """
     import numpy as np
     import torch
     from scipy.sparse import csr_matrix
 
+    matrices = []
     with torch.inference_mode():
         states = residuals(decoder, [sequence.ids for sequence in sequences], pad)
         positions = torch.arange(states.shape[1], device=states.device)
         starts = torch.tensor([sequence.start for sequence in sequences], device=states.device)
-        ends = torch.tensor(lengths, device=states.device)
-        starts = torch.minimum(starts, ends - 1)
-        taken = (positions >= starts[:, None]) & (positions < ends[:, None])
-        owner = torch.arange(len(sequences), device=states.device)[:, None].expand_as(taken)[taken]
-        latents = sae.sae.encode(states[taken].to(sae.sae.W_dec.dtype))
-        means = torch.zeros(len(sequences), latents.shape[1], device=latents.device, dtype=torch.float32)
-        means.index_add_(0, owner, latents.float())
-        means /= (ends - starts)[:, None]
-        rows, columns = means.nonzero(as_tuple=True)
-        values = means[rows, columns].cpu().numpy()
-    shape = (len(sequences), latents.shape[1])
-    return csr_matrix((values, (rows.cpu().numpy().astype(np.int32), columns.cpu().numpy().astype(np.int32))), shape)
+        real = positions < torch.tensor([len(sequence.ids) for sequence in sequences], device=states.device)[:, None]
+        latents = sae.sae.encode(states[real].to(sae.sae.W_dec.dtype)).float()
+        owner = torch.arange(len(sequences), device=states.device)[:, None].expand_as(real)
+        for own in ends:
+            stops = torch.tensor(own, device=states.device)
+            firsts = torch.minimum(starts, stops - 1)
+            taken = (positions >= firsts[:, None]) & (positions < stops[:, None])
+            means = torch.zeros(len(sequences), latents.shape[1], device=latents.device)
+            means.index_add_(0, owner[taken], latents[taken[real]])
+            means /= (stops - firsts)[:, None]
+            rows, columns = means.nonzero(as_tuple=True)
+            values = means[rows, columns].cpu().numpy()
+            index = (rows.cpu().numpy().astype(np.int32), columns.cpu().numpy().astype(np.int32))
+            matrices.append(csr_matrix((values, index), means.shape))
+    return matrices
 
 
-class Piece(NamedTuple):
-    """Some examples' mean latents, each `[examples, latents]`."""
+class Means(NamedTuple):
+    """Mean latents of some examples' three texts, each `[examples, latents]`."""
 
-    examples: "np.ndarray"
     target: "csr_matrix"
     base: "csr_matrix"
     control: "csr_matrix"
+    """Rows of examples without a control are empty."""
+
+
+class Piece(NamedTuple):
+    """Some examples."""
+
+    examples: "np.ndarray"
+    """Their row numbers in the mixture."""
     has_control: "np.ndarray"
-    """Which examples have a control; the control's rows of the others are empty."""
+    whole: Means
+    """Over every token of each text: what the component reads."""
+    matched: Means
+    """Over each text cut to the shorter of target and base: what the study's ranking and rule read."""
 
 
 def pool_examples(
@@ -102,7 +124,8 @@ def pool_examples(
 
     Args:
         response_only: pool response tokens only (the author: all tokens of the chat).
-        length_match: cut every text of an example to the shorter of target and base, in tokens (the author: yes).
+        length_match: for `matched`, cut every text of an example to the shorter of target and base, in tokens (the
+            author: yes); else `matched` is `whole`.
         max_length: tokens of one chat; the rest is not read.
         token_budget: tokens in one batch at most, padding included.
     """
@@ -120,40 +143,49 @@ def pool_examples(
     longest = [max(len(sequence.ids) for sequence in row if sequence) for row in tokenised]
     with tqdm(total=len(examples), desc="SAE features", unit="example") as bar:
         for batch in token_batches(longest, token_budget):
-            matrices = []
             has = np.array([tokenised[index][2] is not None for index in batch])
+            kinds: list[list[csr_matrix]] = []
             for kind in range(len(KINDS)):
                 members = [index for index in batch if tokenised[index][kind] is not None]
                 if not members:
-                    matrices.append(csr_matrix((len(batch), sae.sae.cfg.d_sae), dtype=np.float32))
+                    kinds.append([csr_matrix((len(batch), sae.sae.cfg.d_sae), dtype=np.float32)] * (1 + length_match))
                     continue
                 sequences = [tokenised[index][kind] for index in members]
-                lengths = [
-                    min([len(sequence.ids)] + [len(tokenised[index][k].ids) for k in (0, 1)] * length_match)
-                    for index, sequence in zip(members, sequences, strict=True)
-                ]
-                means = pool(decoder, sae, sequences, lengths, tokenizer.pad_token_id)
-                if len(members) < len(batch):  # spread the rows over those that have none
-                    counts = np.zeros(len(batch), np.int64)
-                    counts[has] = np.diff(means.indptr)
-                    indptr = np.concatenate([[0], np.cumsum(counts)])
-                    means = csr_matrix((means.data, means.indices, indptr), (len(batch), means.shape[1]))
-                matrices.append(means)
-            yield Piece(np.array(batch), *matrices, has)
+                ends = [[len(sequence.ids) for sequence in sequences]]
+                if length_match:
+                    shorter = [min(len(tokenised[index][k].ids) for k in (0, 1)) for index in members]
+                    ends.append([min(pair) for pair in zip(ends[0], shorter, strict=True)])
+                pooled = pool(decoder, sae, sequences, ends, tokenizer.pad_token_id)
+                kinds.append([_spread(matrix, has) if kind == 2 else matrix for matrix in pooled])
+            means = [Means(*(kind[which] for kind in kinds)) for which in range(1 + length_match)]
+            yield Piece(np.array(batch), has, means[0], means[-1])
             bar.update(len(batch))
+
+
+def _spread(matrix: "csr_matrix", has: "np.ndarray") -> "csr_matrix":
+    """Rows moved to where `has` is true, with empty rows elsewhere."""
+    import numpy as np
+    from scipy.sparse import csr_matrix
+
+    counts = np.zeros(len(has), np.int64)
+    counts[has] = np.diff(matrix.indptr)
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    return csr_matrix((matrix.data, matrix.indices, indptr), (len(has), matrix.shape[1]))
 
 
 def write_features(path: Path, pieces: Iterable[Piece]) -> None:
     """Write one Parquet row an example, as the pieces come.
 
-    Columns: `example`, `latents` (how many the SAE has), and for each of `KINDS` `<kind>_latents` (list of latent
-    numbers) and `<kind>_values` (their means); null where an example has no control.
+    Columns: `example`, `latents` (how many the SAE has), and for `whole` and `matched` and each of `KINDS`
+    `<whole|matched>_<kind>_latents` (list of latent numbers) and `..._values` (their means); null where an example has
+    no control.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     lists = [
-        (f"{kind}_{part}", pa.list_(item))
+        (f"{which}_{kind}_{part}", pa.list_(item))
+        for which in POOLINGS
         for kind in KINDS
         for part, item in (("latents", pa.int32()), ("values", pa.float32()))
     ]
@@ -163,16 +195,17 @@ def write_features(path: Path, pieces: Iterable[Piece]) -> None:
             rows = range(len(piece.examples))
             columns: dict[str, list] = {
                 "example": piece.examples.tolist(),
-                "latents": [piece.target.shape[1]] * len(piece.examples),
+                "latents": [piece.whole.target.shape[1]] * len(piece.examples),
             }
-            for kind in KINDS:
-                matrix = getattr(piece, kind)
-                spans = [slice(matrix.indptr[row], matrix.indptr[row + 1]) for row in rows]
-                kept = [kind != "control" or piece.has_control[row] for row in rows]
-                columns[f"{kind}_latents"] = [
-                    matrix.indices[s] if k else None for s, k in zip(spans, kept, strict=True)
-                ]
-                columns[f"{kind}_values"] = [matrix.data[s] if k else None for s, k in zip(spans, kept, strict=True)]
+            for which in POOLINGS:
+                for kind in KINDS:
+                    matrix = getattr(getattr(piece, which), kind)
+                    spans = [slice(matrix.indptr[row], matrix.indptr[row + 1]) for row in rows]
+                    kept = [kind != "control" or piece.has_control[row] for row in rows]
+                    for part, values in (("latents", matrix.indices), ("values", matrix.data)):
+                        columns[f"{which}_{kind}_{part}"] = [
+                            values[span] if keep else None for span, keep in zip(spans, kept, strict=True)
+                        ]
             writer.write_table(pa.table(columns, schema=schema))
 
 
@@ -183,14 +216,16 @@ def read_features(path: Path, rows: int = 256) -> Iterator[Piece]:
     from scipy.sparse import csr_matrix
 
     for batch in pq.ParquetFile(path).iter_batches(batch_size=rows):
-        matrices = []
         width = batch.column("latents")[0].as_py()
-        for kind in KINDS:
-            latents, values = batch.column(f"{kind}_latents"), batch.column(f"{kind}_values")
-            counts = np.nan_to_num(latents.value_lengths().to_numpy(zero_copy_only=False), nan=0).astype(np.int64)
-            offsets = np.concatenate([[0], np.cumsum(counts)])
-            matrices.append(
-                csr_matrix((values.flatten().to_numpy(), latents.flatten().to_numpy(), offsets), (len(counts), width))
-            )
-        has = batch.column("control_latents").is_valid().to_numpy(zero_copy_only=False)
-        yield Piece(batch.column("example").to_numpy(), *matrices, has)
+        means = []
+        for which in POOLINGS:
+            matrices = []
+            for kind in KINDS:
+                latents, values = (batch.column(f"{which}_{kind}_{part}") for part in ("latents", "values"))
+                counts = np.nan_to_num(latents.value_lengths().to_numpy(zero_copy_only=False), nan=0).astype(np.int64)
+                offsets = np.concatenate([[0], np.cumsum(counts)])
+                parts = (values.flatten().to_numpy(), latents.flatten().to_numpy(), offsets)
+                matrices.append(csr_matrix(parts, (len(counts), width)))
+            means.append(Means(*matrices))
+        has = batch.column("whole_control_latents").is_valid().to_numpy(zero_copy_only=False)
+        yield Piece(batch.column("example").to_numpy(), has, *means)

@@ -10,7 +10,7 @@ it. What the prompt alone explains is removed first, by regressing each latent o
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class Moments(NamedTuple):
     """Of control - slope x base."""
 
 
-def moments(pieces: Iterable[Piece]) -> Moments:
+def moments(pieces: Iterable[Piece], pooling: Literal["whole", "matched"]) -> Moments:
     """Sums over the examples in one pass; memory does not grow with their number."""
     n = n_control = 0
     sums: dict[str, np.ndarray] = {}
@@ -53,9 +53,9 @@ def moments(pieces: Iterable[Piece]) -> Moments:
         sums[name] = sums[name] + total if name in sums else total
 
     for piece in pieces:
-        target, base = piece.target.astype(np.float64), piece.base.astype(np.float64)
+        target, base, control = (matrix.astype(np.float64) for matrix in getattr(piece, pooling))
         difference = (target - base).tocsr()
-        control, own = piece.control.astype(np.float64), base[np.flatnonzero(piece.has_control)]
+        own = base[np.flatnonzero(piece.has_control)]
         control = control[np.flatnonzero(piece.has_control)]
         n += target.shape[0]
         n_control += control.shape[0]
@@ -98,12 +98,13 @@ class Component(NamedTuple):
 
 def standardised(piece: Piece, m: Moments, latents: np.ndarray, centre: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Standardised target residuals `[examples, len(latents)]`."""
-    residual = piece.target[:, latents].toarray() - m.slope[latents] * piece.base[:, latents].toarray()
+    whole = piece.whole
+    residual = whole.target[:, latents].toarray() - m.slope[latents] * whole.base[:, latents].toarray()
     return np.clip((residual - centre) / scale, -CLIP, CLIP)
 
 
 def component(pieces: Iterable[Piece], m: Moments) -> Component:
-    """The first principal component, in a second pass over the features; memory is candidates squared."""
+    """From whole texts and their moments, the first principal component, in a second pass over the features; memory is candidates squared."""
     scale = m.control_sd + FLOOR * m.target_sd + 1e-8
     centre = m.target_mean - m.slope * m.base_mean
     alive = m.target_sd > 1e-6
@@ -139,12 +140,13 @@ class Latent(NamedTuple):
     """By loading, from 1; None: not among the component's."""
 
 
-def table(m: Moments, c: Component, count: int) -> list[Latent]:
+def table(study: Moments, c: Component, count: int) -> list[Latent]:
     """The `count` latents of each ranking, the component's first; a latent in both rankings is one row.
 
     Both rankings keep latents that point at the target only: a positive mean difference, a positive loading.
     """
-    by_mean = [int(j) for j in np.argsort(-m.mean_difference, kind="stable")[:count] if m.mean_difference[j] > 0]
+    difference = study.mean_difference
+    by_mean = [int(j) for j in np.argsort(-difference, kind="stable")[:count] if difference[j] > 0]
     order = [int(i) for i in np.argsort(-c.loadings, kind="stable")[:count] if c.loadings[i] > 0]
     by_component = [int(c.latents[i]) for i in order]
     loadings = dict(zip(c.latents.tolist(), c.loadings.tolist(), strict=True))
@@ -152,8 +154,8 @@ def table(m: Moments, c: Component, count: int) -> list[Latent]:
     own_rank = {latent: rank for rank, latent in enumerate(by_component, 1)}
     return [
         Latent(
-            j, float(m.mean_difference[j]), float(m.mean_difference[j] / max(m.sd_difference[j], 1e-12)),
-            float(m.share[j]), study_rank.get(j), float(loadings.get(j, 0.0)), own_rank.get(j),
+            j, float(difference[j]), float(difference[j] / max(study.sd_difference[j], 1e-12)), float(study.share[j]),
+             study_rank.get(j), float(loadings.get(j, 0.0)), own_rank.get(j),
         )
         for j in dict.fromkeys([*by_component, *by_mean])
     ]  # fmt: skip
@@ -162,8 +164,10 @@ def table(m: Moments, c: Component, count: int) -> list[Latent]:
 class Columns(NamedTuple):
     """The chosen latents' values, in the examples' own order; `[examples, latents]` float32 (control: its examples)."""
 
+    matched_difference: np.ndarray
+    """target - base, cut to the shorter of the two: what the study's rule reads."""
     difference: np.ndarray
-    """target - base: what the study's rule reads."""
+    """target - base, whole texts: what the causal control is compared with."""
     residual: np.ndarray
     """Standardised target residuals: what the component rule reads."""
     control_difference: np.ndarray
@@ -178,18 +182,18 @@ def columns(pieces: Iterable[Piece], m: Moments, c: Component, latents: list[int
     scale = (m.control_sd + FLOOR * m.target_sd + 1e-8)[chosen]
     centre = (m.target_mean - m.slope * m.base_mean)[chosen]
     slope = m.slope[chosen]
-    difference, residual, own = (np.zeros((m.examples, len(chosen)), np.float32) for _ in range(3))
+    matched, difference, residual, own = (np.zeros((m.examples, len(chosen)), np.float32) for _ in range(4))
     control_difference, control_residual = [], []
     for piece in pieces:
-        base = piece.base[:, chosen].toarray()
-        target = piece.target[:, chosen].toarray()
+        target, base, control = (matrix[:, chosen].toarray() for matrix in piece.whole)
+        matched[piece.examples] = (piece.matched.target[:, chosen] - piece.matched.base[:, chosen]).toarray()
         difference[piece.examples], own[piece.examples] = target - base, base
         residual[piece.examples] = np.clip((target - slope * base - centre) / scale, -CLIP, CLIP)
         has = piece.has_control
-        control = piece.control[:, chosen].toarray()[has]
+        control = control[has]
         control_difference.append(control - base[has])
         control_residual.append(np.clip((control - slope * base[has] - centre) / scale, -CLIP, CLIP))
     return Columns(
-        difference, residual, np.concatenate(control_difference).astype(np.float32),
+        matched, difference, residual, np.concatenate(control_difference).astype(np.float32),
         np.concatenate(control_residual).astype(np.float32), own,
     )  # fmt: skip

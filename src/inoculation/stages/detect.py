@@ -105,9 +105,10 @@ def sae_rank(params: Params) -> None:
 
     out = cell.sae_dir(params)
     features = out / "features.parquet"
-    moments = rank.moments(read_features(features))
+    moments = rank.moments(read_features(features), "whole")
+    study = rank.moments(read_features(features), "matched")
     component = rank.component(read_features(features), moments)
-    latents = rank.table(moments, component, params.sae.latents)
+    latents = rank.table(study, component, params.sae.latents)
     if not latents:
         raise InputError("no latent tells the data from the base model")
     columns = rank.columns(read_features(features), moments, component, [latent.latent for latent in latents])
@@ -235,7 +236,7 @@ def sae_flag(params: Params) -> None:
     study = [i for i, row in enumerate(latents) if row.rank is not None]
     own = [i for i, row in enumerate(latents) if row.component_rank is not None]
     flags = {
-        "study": flag.study(columns["difference"][:, study], [suspicious[i] for i in study], f.study_top, f.study_hits),
+        "study": flag.study(columns["matched_difference"][:, study], [suspicious[i] for i in study], f.study_top, f.study_hits),
         "component": flag.component(
             columns["residual"][:, own], columns["control_residual"][:, own],
             np.array([latents[i].loading for i in own]), [suspicious[i] for i in own], f.separation, f.control_share,
@@ -272,7 +273,7 @@ def sae_flag(params: Params) -> None:
         },
     )
     figures.sensitivity(
-        out / "sensitivity.png", columns["difference"][:, study], [suspicious[i] for i in study],
+        out / "sensitivity.png", columns["matched_difference"][:, study], [suspicious[i] for i in study],
         flags["component"], truth, f.study_top, f.study_hits,
     )  # fmt: skip
     print(f"rule {f.rule}: {int(chosen.flagged.sum())} of {len(rows)} examples flagged; {chosen.reason}")
