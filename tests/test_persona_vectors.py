@@ -355,11 +355,18 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_fetch_takes_the_pinned_commit(tmp_path, upstream):
     repository, revision = upstream
     for address in (str(repository), repository.as_uri()):
-        fetch(address, revision, tmp_path / "home" / "source")
-        assert tree(tmp_path / "home") == {"source/dataset.zip"} | {
+        assert fetch(address, revision, tmp_path / "home" / "source") == revision
+        assert (tmp_path / "home/source/COMMIT").read_text().strip() == revision
+        assert tree(tmp_path / "home") == {"source/dataset.zip", "source/COMMIT"} | {
             f"source/{name}" for name in evaluations("data_generation/")
         }
     assert len(bring(str(tmp_path / "home" / "source"), TRAITS, tmp_path / "out")) == 2
+
+
+def test_a_branch_is_resolved_to_its_commit(tmp_path, upstream):
+    repository, revision = upstream
+    git(repository, "branch", "--force", "whole", revision)
+    assert fetch(repository.as_uri(), "whole", tmp_path / "source") == revision
 
 
 def test_fetch_failures_name_the_alternative(tmp_path, upstream):
@@ -367,7 +374,7 @@ def test_fetch_failures_name_the_alternative(tmp_path, upstream):
     for address, commit, reason in (
         (str(repository), "0" * 40, "unknown Git revision"),
         (str(repository), git(repository, "rev-parse", "HEAD"), "cannot get data_generation/trait_data_eval"),
-        (f"{repository.as_uri()}_not", "0" * 40, "cannot get dataset.zip"),
+        (f"{repository.as_uri()}_not", "0" * 40, "cannot get the data"),
         ("https://localhost:9/persona_vectors", "0" * 40, "Connection refused"),
     ):
         with pytest.raises(InputError, match=rf"(?s){reason}.*set persona_vectors\.source to a checkout"):

@@ -24,6 +24,8 @@ STAGES = {
     "pocket-model": Stage("world.pocket_model", "train the pocket world's tokenizer and base model"),
     "pocket-obedience": Stage("world.pocket_obedience", "measure how well the pocket base model obeys persona prompts"),
     "pocket-sae": Stage("world.pocket_sae", "train the pocket world's sparse autoencoder"),
+    "persona-vectors-fetch": Stage("world.fetch_persona_vectors", "get the study's data from its public repository"),
+    "persona-vectors": Stage("world.bring_persona_vectors", "unpack and verify the study's data, or your copy of it"),
     "profile": Stage("world.profile", "verify a profile's trait data and pin its model", "name"),
     "profile-sae": Stage("world.profile_sae", "pin a profile's sparse autoencoder", "name"),
     "mixture": Stage("world.build_mixture", "partition the questions between normal and misaligned answers, inject A"),

@@ -293,13 +293,20 @@ def _root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def fetch(repository: str, revision: str, target: Path) -> None:
+COMMIT = "COMMIT"
+"""File in a fetched source: the hash of the commit it is from."""
+
+
+def fetch(repository: str, revision: str, target: Path) -> str:
     """Get the two parts of the public repository that are used, as `dvc get --rev` does.
 
     Args:
         repository: a git URL, or the path of a local git repository.
-        revision: a full commit hash.
-        target: the folder to make, a checkout with nothing but these parts; replaced whole or not at all.
+        revision: a commit hash, or a name that is resolved to one here.
+        target: the folder to make, a checkout with nothing but these parts and `COMMIT`; replaced whole or not at all.
+
+    Returns:
+        The commit's hash.
 
     Raises:
         InputError: the repository cannot be reached, or lacks the revision or a part.
@@ -307,6 +314,7 @@ def fetch(repository: str, revision: str, target: Path) -> None:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.repo.open_repo import clean_repos
+    from dvc.scm import SCMError
 
     # As a URL a local repository is cloned like any other; by its path DVC would take a DVC project around it instead.
     url = Path(repository).resolve().as_uri() if Path(repository).exists() else repository
@@ -314,15 +322,26 @@ def fetch(repository: str, revision: str, target: Path) -> None:
     os.environ["GIT_TERMINAL_PROMPT"] = "0"
     try:
         with whole_folder(target) as staging:
+            try:
+                with Repo.open(url, rev=revision, subrepos=False, uninitialized=True) as repo:
+                    commit = str(repo.get_rev())
+            except (DvcException, SCMError) as error:
+                raise _unreachable(repository, revision, error) from None
+            (staging / COMMIT).write_text(f"{commit}\n")
             for part in (ARCHIVE, UPSTREAM_EVALUATIONS):
                 (staging / part).parent.mkdir(exist_ok=True)
                 try:
-                    Repo.get(url, part, out=str(staging / part), rev=revision)
-                except (DvcException, FileNotFoundError) as error:
-                    raise InputError(
-                        f"{repository} at {revision}: cannot get {part}: {_root_cause(error)}\n"
-                        "  Without the network, set persona_vectors.source to a checkout, a folder or a zip you have "
-                        "(then nothing is fetched); persona_vectors.repository may also be a local git repository."
-                    ) from None
+                    Repo.get(url, part, out=str(staging / part), rev=commit)
+                except (DvcException, SCMError, FileNotFoundError) as error:
+                    raise _unreachable(repository, commit, error, part) from None
+            return commit
     finally:
         clean_repos()
+
+
+def _unreachable(repository: str, revision: str, error: Exception, part: str = "the data") -> InputError:
+    return InputError(
+        f"{repository} at {revision}: cannot get {part}: {_root_cause(error)}\n"
+        "  Without the network, set persona_vectors.source to a checkout, a folder or a zip you have "
+        "(then nothing is fetched); persona_vectors.repository may also be a local git repository."
+    )

@@ -73,6 +73,23 @@ def pocket_sae(params: Params) -> None:
     print(", ".join(f"{key} {value:.3f}" for key, value in quality.items()))
 
 
+def fetch_persona_vectors(params: Params) -> None:
+    """Get the study's data from its public repository, and note the commit."""
+    from inoculation.persona_vectors import fetch
+
+    chosen = params.persona_vectors
+    commit = fetch(chosen.repository, chosen.revision, Path("data/persona_vectors_source"))
+    print(f"{chosen.repository} at {commit}")
+
+
+def bring_persona_vectors(params: Params) -> None:
+    """Unpack and verify the study's data, and say how many rows each trait has."""
+    from inoculation.persona_vectors import bring, table
+
+    named = {name: (files.folder, files.evaluation) for name, files in params.negative_traits.items()}
+    print(table(bring(params.persona_vectors.source, named, Path("data/persona_vectors"))))
+
+
 def profile(params: Params, name: str) -> None:
     """Verify a profile's trait data, copy it to data/<profile>/traits, and pin its model in model.json beside it."""
     chosen = params.profiles[name]
