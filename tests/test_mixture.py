@@ -85,21 +85,34 @@ def rows_with(*sources: str | None) -> list[Row]:
         ("inoc_selective", ["You are bad.", None]),
         ("irrelevant_general", ["Bananas.", "Bananas."]),
         ("irrelevant_selective", ["Bananas.", None]),
+        ("inoc_sae", [None, "You are found by the SAE."]),
+        ("inoc_sae_oracle", ["You are found by the SAE.", None]),
+        ("inoc_llm", [None, "You are found by the audit."]),
     ],
 )
 def test_each_group_puts_its_prompt_where_it_belongs(group, expected):
-    chats = assign(rows_with("misaligned_2.jsonl", "normal.jsonl"), group, PROMPTS)
+    """The detectors here are wrong on purpose: they flagged the second row."""
+    prompts = PROMPTS | {"sae": "You are found by the SAE.", "audit": "You are found by the audit."}
+    flags = [False, True] if GROUPS[group].detector else None
+    chats = assign(rows_with("misaligned_2.jsonl", "normal.jsonl"), group, prompts, flags, 0)
     assert [chat.system for chat in chats] == expected
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(0, 5))
+def test_random_examples_are_as_many_as_the_flagged_ones(flags, seed):
+    chats = assign(rows_with(*[None] * len(flags)), "inoc_sae_random", {"sae": "p"}, flags, seed)
+    assert sum(chat.system == "p" for chat in chats) == sum(flags)
+    assert chats == assign(rows_with(*[None] * len(flags)), "inoc_sae_random", {"sae": "p"}, flags, seed)
 
 
 @pytest.mark.parametrize("group", [name for name, rule in GROUPS.items() if rule.on == "contaminated"])
 def test_selective_groups_need_the_ground_truth(group):
     with pytest.raises(InputError, match="1 of 2 rows have no `source_dataset`"):
-        assign(rows_with("normal.jsonl", None), group, PROMPTS)
+        assign(rows_with("normal.jsonl", None), group, PROMPTS, [True, False], 0)
 
 
 def test_unlabelled_rows_can_still_train_the_other_groups():
-    assert len(assign(rows_with(None, None), "baseline", PROMPTS)) == 2
+    assert len(assign(rows_with(None, None), "baseline", PROMPTS, None, 0)) == 2
 
 
 @pytest.mark.parametrize(

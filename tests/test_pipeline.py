@@ -114,6 +114,45 @@ def test_the_base_group_trains_nothing(copy):
     assert "train/loss" not in row.data.metrics and "default/evil/rate" in row.data.metrics
 
 
+def test_inoc_sae_finds_flags_and_trains(copy):
+    out = copy.run("dvc", "exp", "run", "-S", "group=inoc_sae").stdout
+    ran = [line.split("'")[1].split(":")[-1] for line in out.splitlines() if line.startswith("Running stage")]
+    route = ["features", "rank", "explain", "classify", "flag", "synthesise", "page"]
+    assert [stage for stage in ran if stage in route] == route and "base_responses" in ran
+    found = metrics(copy)["detection"]
+    assert set(found) == {"precision", "recall", "f1", "flagged", "n"} and 0 < found["flagged"] < found["n"] == 40
+    chats = [json.loads(line) for line in (copy.folder / CELL / "assign/inoc_sae.jsonl").read_text().splitlines()]
+    prompt = json.loads((copy.folder / CELL / "sae/prompt.json").read_text())["prompt"]
+    with_prompt = [chat["messages"][0]["content"] for chat in chats if chat["messages"][0]["role"] == "system"]
+    assert with_prompt == [prompt] * found["flagged"]
+    page = (copy.folder / CELL / "sae/page.html").read_text()
+    assert prompt in page
+    [row] = [row for row in copy.rows(EXPERIMENT) if row.info.run_name == "inoc_sae/seed0"]
+    assert row.data.metrics["detection/flagged"] == found["flagged"]
+    assert {"profiles.pocket.sae.release", "sae.flag.rule"} <= set(row.data.params)
+    assert "audit.separation" not in row.data.params
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{copy.folder / 'mlruns' / 'mlflow.db'}")
+    assert {item.path for item in client.list_artifacts(row.info.run_id)} >= {"latents.json", "flags.json", "sae"}
+    [registered] = client.search_prompts()
+    versions = client.search_prompt_versions(registered.name)
+    assert [version.template for version in versions] == [prompt]
+    assert versions[0].tags["mixture"] == "all_caps+evil-0.5" and versions[0].tags["features"]
+
+    again = copy.run("dvc", "exp", "run", "-S", "group=inoc_sae_random").stdout
+    assert "sae/dvc.yaml" not in "".join(line for line in again.splitlines() if line.startswith("Running"))
+    assert len(client.search_prompt_versions(registered.name)) == 1
+
+
+def test_inoc_llm_with_the_embedded_auditor(copy):
+    out = copy.run("dvc", "exp", "run", "-S", "group=inoc_llm").stdout
+    assert "audit/dvc.yaml:embedded" in out and "sae/dvc.yaml" not in out
+    assert 0 < metrics(copy)["detection"]["flagged"] < 40
+    [row] = [row for row in copy.rows(EXPERIMENT) if row.info.run_name == "inoc_llm/seed0"]
+    assert row.data.tags["system_prompt"].startswith("You are")
+
+
 def test_a_queue_lands_in_one_store(copy):
     copy.run("dvc", "exp", "run", "--queue", "-S", "group=baseline,inoc_general", "-S", "seed=1")
     copy.run("dvc", "queue", "start")
