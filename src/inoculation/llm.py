@@ -12,7 +12,7 @@ import random
 import re
 import sqlite3
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,9 +33,11 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds of back-off before the second try, doubled for each further one, and at most."""
 KNOWN_LATENCIES = 20
 """Answers after which their latencies set the deadline of a try."""
-SLOW = 8.0
+SLOW = 5.0
 """A try is given up after this many times the 95th percentile of the latencies, doubled with each try."""
 SHORTEST_DEADLINE = 1.0
+GROWTH = 0.1
+"""Slots more for each answer: a tenth of the slots a round trip, so that a limit is tested gently."""
 LISTED_FAILURES = 5
 
 
@@ -152,12 +154,16 @@ def _litellm() -> Any:
 
 
 class _Pace:
-    """How many requests may be in flight: halved when the provider limits the rate, grown again while it does not."""
+    """How many requests may be in flight: cut by the share that the provider turns away, grown again while it does not.
+
+    A few refusals among many answers are noise and cost a few slots; a burst of them halves the slots, once a round trip.
+    """
 
     def __init__(self, most: int) -> None:
         self.most, self.allowed, self.running = most, float(most), 0
         self.changed = asyncio.Condition()
-        self.halved_at = self.not_before = 0.0
+        self.refused: deque[bool] = deque(maxlen=most)
+        self.cut_at = self.not_before = 0.0
 
     async def acquire(self) -> None:
         async with self.changed:
@@ -174,14 +180,16 @@ class _Pace:
     def limited(self, latency: float, retry_after: float | None) -> None:
         """Slow down, once a round trip: the calls in flight would all say the same."""
         now = time.monotonic()
-        if now - self.halved_at > latency:
-            self.halved_at, self.allowed = now, max(1.0, self.allowed / 2)
+        self.refused.append(True)
+        if now - self.cut_at > latency:
+            kept = max(0.5, 1 - sum(self.refused) / len(self.refused))
+            self.cut_at, self.allowed = now, max(1.0, self.allowed * kept)
         if retry_after:
             self.not_before = max(self.not_before, now + min(retry_after, LONGEST_WAIT))
 
     def succeeded(self) -> None:
-        # One slot more for each round of the slots there are would take minutes to come back from one burst.
-        self.allowed = min(float(self.most), self.allowed + 0.5)
+        self.refused.append(False)
+        self.allowed = min(float(self.most), self.allowed + GROWTH)
 
 
 class Client:
@@ -280,7 +288,8 @@ class Client:
                 bar.set_postfix_str(f"${self.usage.dollars:.2f}", refresh=False)
                 bar.update()
 
-        await asyncio.gather(*(work() for _ in range(min(self.limits.concurrency, len(missing)))))
+        # Twice as many as may be in flight, because some wait between two tries.
+        await asyncio.gather(*(work() for _ in range(min(2 * self.limits.concurrency, len(missing)))))
         if fatal or failures:
             reasons = list(dict.fromkeys([*fatal, *failures]))[:LISTED_FAILURES]
             listed = "\n".join(f"  - {reason}" for reason in reasons)
