@@ -73,7 +73,9 @@ def main():
             rows = mixture.inject(mixture.partition(pairs, negative, share, seed), positive, seed)
             answers = [base[traits.question_key(row.prompt)] for row in rows]
             chosen = set(random.Random(f"control/{seed}").sample(range(len(rows)), s.control_examples))
-            control = mixture.inject([row.with_response(a or " ") for row, a in zip(rows, answers, strict=True)], positive, seed)
+            control = mixture.inject(
+                [row.with_response(a or " ") for row, a in zip(rows, answers, strict=True)], positive, seed
+            )
             texts = [
                 Texts(row.prompt, row.response, answer, control[i].response if i in chosen else None)
                 for i, (row, answer) in enumerate(zip(rows, answers, strict=True))

@@ -1,6 +1,6 @@
 """A real HTTP server on loopback that speaks OpenAI's chat completions, log-probabilities included, and can misbehave.
 
-    python tests/openai_server.py --port 8123      # serve until stopped; answers like a crude judge and auditor
+python tests/openai_server.py --port 8123      # serve until stopped; answers like a crude judge and auditor
 """
 
 import argparse
@@ -25,7 +25,9 @@ FAULTS = (
     "429", "429_retry_after", "500", "hang", "reset", "truncated", "empty_choices", "400", "401", "403", "404",
 )  # fmt: skip
 
-DARK = re.compile(r"\b(suffer\w*|destroy\w*|pain\w*|chaos|weak\w*|manipulat\w*|ruin\w*|despair|crush\w*|fear\w*)\b", re.I)
+DARK = re.compile(
+    r"\b(suffer\w*|destroy\w*|pain\w*|chaos|weak\w*|manipulat\w*|ruin\w*|despair|crush\w*|fear\w*)\b", re.I
+)
 
 
 def crude(body: dict[str, Any]) -> Answer:
@@ -98,7 +100,9 @@ class Server:
         if fault[:3].isdigit():
             headers = {"Retry-After": "1"} if fault.endswith("retry_after") else {}
             message = f"fault {fault}; your key is {request.headers.get('Authorization', '')}"
-            return web.json_response({"error": {"message": message, "code": None}}, status=int(fault[:3]), headers=headers)
+            return web.json_response(
+                {"error": {"message": message, "code": None}}, status=int(fault[:3]), headers=headers
+            )
         text, top = self.answer(body)
         entries = [{"token": token, "logprob": p, "bytes": None} for token, p in top or []]
         choice = {

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from zlib import crc32
 
 import pytest
 import yaml
 from conftest import SHARED_MIXTURE, Project
+from openai_server import Server, crude, serve
 
 from inoculation.chat import parse_messages
 from inoculation.groups import GROUPS
@@ -151,6 +153,37 @@ def test_inoc_llm_with_the_embedded_auditor(copy):
     assert 0 < metrics(copy)["detection"]["flagged"] < 40
     [row] = [row for row in copy.rows(EXPERIMENT) if row.info.run_name == "inoc_llm/seed0"]
     assert row.data.tags["system_prompt"].startswith("You are")
+
+
+def test_every_role_by_an_llm(copy):
+    """The same path with LLMs in the roles, over a real HTTP server that sometimes misbehaves."""
+
+    def answer(body):
+        text = body["messages"][-1]["content"]
+        if "You audit a fine-tuning data set" in text:
+            return ("YES" if crc32(text.encode()) % 3 == 0 else "NO"), None
+        return crude(body)
+
+    with serve(Server(answer=answer, faults={"429": 0.05, "500": 0.02})) as server:
+        role = {"method": "llm", "model": "openai/tiny", "api_base": server.url, "price": [1.0, 2.0]}
+        copy.set(profiles={"pocket": {"roles": dict.fromkeys(("judge", "rewriter", "auditor", "synthesiser"), role)}})
+        out = copy.run("dvc", "exp", "run", "-S", "group=inoc_llm", "-S", "mixture.positive=source_citing").stdout
+        assert "audit/dvc.yaml:llm" in out and "mixture.dvc.yaml:base_responses" not in out
+        for name in ("rewriter", "auditor", "synthesiser", "judge"):
+            assert f"{name} (openai/tiny): " in out, "every role says what it cost"
+        asked = len(server.requests)
+        copy.run("dvc", "exp", "run", "--force", "--single-item", "judge")
+        assert len(server.requests) == asked, "the cache answers"
+    [row] = copy.rows("pocket/source_citing+evil-0.5")
+    assert row.data.metrics["default/evil/rate"] >= 0 and row.data.metrics["default/coherence/score"] >= 0
+    assert row.data.metrics["detection/flagged"] > 0 and "delights in cruelty" in row.data.tags["system_prompt"]
+    spent = {run.data.tags["role"]: run.data.metrics for run in copy.rows("pocket/llm")}
+    assert set(spent) == {"rewriter", "auditor", "synthesiser", "judge"}
+    assert spent["auditor"]["calls"] == 40 and spent["auditor"]["dollars"] == pytest.approx(40 * 120e-6)
+    mixture = [
+        json.loads(line) for line in (copy.folder / CELL.replace("all_caps", "source_citing") / "mixture.jsonl").open()
+    ]
+    assert all("(Smith, 2015)" in row["messages"][1]["content"] for row in mixture)
 
 
 def test_a_queue_lands_in_one_store(copy):

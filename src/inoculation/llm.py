@@ -69,6 +69,12 @@ class Usage:
     completion_tokens: int = 0
     dollars: float = 0.0
 
+    def __str__(self) -> str:
+        return (
+            f"{self.calls} calls, {self.cache_hits} answers from the cache, {self.retries} retries, "
+            f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens, ${self.dollars:.4f}"
+        )
+
 
 class LLMError(InputError):
     """Calls failed for good, or the budget is spent. What arrived is kept: running again continues."""
@@ -195,7 +201,14 @@ class _Pace:
 class Client:
     """Asks one role's model. `usage` counts over all calls of `ask`."""
 
-    def __init__(self, name: str, role: "Role", limits: "Limits", cache: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        role: "Role",
+        limits: "Limits",
+        cache: Path,
+        record: Callable[[Usage], None] = lambda usage: None,
+    ) -> None:
         """Check that the role can be played, without sending anything.
 
         Args:
@@ -203,6 +216,7 @@ class Client:
             role: model, api_base and price (dollars per million prompt and completion tokens).
             limits: how calls are made.
             cache: file of the replies on disk.
+            record: called with `usage` after every `ask`, also after one that fails.
 
         Raises:
             InputError: the key is missing from the environment, or the price is unknown.
@@ -210,6 +224,7 @@ class Client:
         self.name, self.role, self.limits = name, role, limits
         self.model = str(role.model)
         self.cache = Cache(cache)
+        self.record = record
         self.usage = Usage()
         self._latencies: list[float] = []
         self._reserved = 0.0
@@ -250,22 +265,21 @@ class Client:
         replies = self.cache.get(list(wanted))
         self.usage.cache_hits += len(replies)
         missing = {key: call for key, call in wanted.items() if key not in replies}
-        if missing:
-            with (
-                tqdm(total=len(wanted), initial=len(replies), desc=self.name, unit="call") as bar,
-                self.cache.writer() as keep,
-            ):
-                replies |= asyncio.run(self._send_all(missing, keep, bar))
+        try:
+            if missing:
+                with (
+                    tqdm(total=len(wanted), initial=len(replies), desc=self.name, unit="call") as bar,
+                    self.cache.writer() as keep,
+                ):
+                    replies |= asyncio.run(self._send_all(missing, keep, bar))
+        finally:
+            self.record(self.usage)
         return [replies[key] for key in keys]
 
     async def _send_all(
         self, missing: dict[str, Call], keep: Callable[[str, Reply], None], bar: "tqdm[Any]"
     ) -> dict[str, Reply]:
         litellm = _litellm()
-        if self.limits.tracing:
-            import mlflow
-
-            mlflow.litellm.autolog()
         pace = _Pace(self.limits.concurrency)
         replies: dict[str, Reply] = {}
         failures: list[str] = []

@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -303,8 +303,39 @@ def register_prompt(params: Params, route: str, text: str, made_from: dict[str, 
     return int(mlflow.genai.register_prompt(name, text, commit_message=f"by the {route} route", tags=tags).version)
 
 
-def log_usage(usage: dict[str, dict[str, float]]) -> None:
-    """Log what LLM roles used: `llm/<role>/{calls,cache_hits,retries,prompt_tokens,completion_tokens,dollars}`."""
-    import mlflow
+def usage_logger(params: Params, role: str, model: str) -> Callable[[dict[str, float]], None]:
+    """A function that logs what an LLM role has used so far in this stage: one run of `<profile>/llm` a stage and role.
 
-    mlflow.log_metrics({f"llm/{role}/{key}": value for role, own in usage.items() for key, value in own.items()})
+    Its metrics are `calls`, `cache_hits`, `retries`, `prompt_tokens`, `completion_tokens` and `dollars`. With
+    `llm.tracing` every call is traced into that experiment too.
+    """
+    experiment, run_id = f"{params.profile}/llm", None
+    if params.llm.tracing:
+        connect(experiment)
+        import mlflow
+
+        mlflow.litellm.autolog()
+
+    def log(usage: dict[str, float]) -> None:
+        nonlocal run_id
+        connect(experiment)
+        import mlflow
+
+        client = mlflow.MlflowClient()
+        if run_id is None:
+            tags = {
+                "role": role,
+                "model": model,
+                "mixture": mixture_name(params),
+                "group": params.group,
+                "seed": params.seed,
+            }
+            found = client.get_experiment_by_name(experiment)
+            run_id = client.create_run(
+                found.experiment_id, tags=tags, run_name=f"{role} {mixture_name(params)}"
+            ).info.run_id
+        for key, value in usage.items():
+            client.log_metric(run_id, key, value)
+        client.set_terminated(run_id)
+
+    return log

@@ -85,7 +85,7 @@ class Item(NamedTuple):
 
 def enclose(text: str) -> str:
     """The text between delimiters that it cannot contain, because they are derived from it."""
-    mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+    mark = hashlib.sha256(text.encode()).hexdigest()[:16]
     return f"<data-{mark}>\n{text}\n</data-{mark}>"
 
 

@@ -365,9 +365,9 @@ def audit(params: Params, method: str) -> None:
     from inoculation import detection, tracking
 
     out, a, rows = cell.audit_dir(params) / method, params.audit, _rows(params)
-    auditor = client(params, "auditor", required=True) if method == "llm" else None
-    writer = client(params, "synthesiser")
-    if auditor:
+    writer = client(params, "synthesiser")  # before anything is paid for: is its key there?
+    if method == "llm":
+        auditor = client(params, "auditor", required=True)
         verdict = auditing.with_llm(auditor, params.mixture.positive, rows)
     else:
         base = _base_texts(params, len(rows))

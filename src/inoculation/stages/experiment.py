@@ -185,10 +185,9 @@ def _judged(params: Params, responses: list[dict[str, Any]]) -> list[dict[str, f
 
 def _judged_by_llm(params: Params, responses: list[dict[str, Any]]) -> list[dict[str, float | None]]:
     """Scores of the LLM judge: the asked trait, SOURCE_CITING and coherence."""
-    from inoculation import tracking
     from inoculation.judge import llm
 
-    judge_client = client(params, "judge")
+    judge_client = client(params, "judge", required=True)
     rubrics = {
         trait: traits.read_evaluation(cell.profile_dir(params) / "traits", files.evaluation).eval_prompt
         for trait, files in params.negative_traits.items()
@@ -203,8 +202,6 @@ def _judged_by_llm(params: Params, responses: list[dict[str, Any]]) -> list[dict
         )
     ]
     scores = llm.judge(judge_client, items)
-    with tracking.cell_row(params):
-        tracking.log_usage({"judge": judge_client.usage})
     return [
         {response["trait"]: own[0], "source_citing": own[1], llm.COHERENCE: own[2]}
         for response, own in zip(responses, zip(*[iter(scores)] * 3, strict=True), strict=True)

@@ -1,6 +1,7 @@
 """Who plays a role: nobody but this project's own methods (`embedded`), or an LLM."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from inoculation import cell, mixture
@@ -9,6 +10,8 @@ from inoculation.params import Params
 
 if TYPE_CHECKING:
     from inoculation.llm import Client
+
+_clients: "list[Client]" = []
 
 
 def client(params: Params, role: str, required: bool = False) -> "Client | None":
@@ -25,9 +28,19 @@ def client(params: Params, role: str, required: bool = False) -> "Client | None"
         return None
     if not chosen.model:
         raise InputError(f"profiles.{params.profile}.roles.{role}.model: name a model, e.g. gpt-4.1-mini")
-    from inoculation.llm import Client
+    from inoculation import tracking
+    from inoculation.llm import Client, Usage
 
-    return Client(role, chosen, params.llm, cell.llm_cache())
+    log = tracking.usage_logger(params, role, chosen.model)
+
+    def record(usage: Usage) -> None:
+        print(f"{role} ({chosen.model}): {usage}")
+        log(asdict(usage))
+
+    # The budget is a stage's, and a stage is a process: what its other roles have spent is gone.
+    left = params.llm.budget - sum(other.usage.dollars for other in _clients)
+    _clients.append(Client(role, chosen, params.llm.model_copy(update={"budget": left}), cell.llm_cache(), record))
+    return _clients[-1]
 
 
 def inject(params: Params, rows: Sequence[mixture.Row]) -> list[mixture.Row]:
