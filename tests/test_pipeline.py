@@ -1,16 +1,24 @@
 """The whole path in real DVC and MLflow: what a user does, small."""
 
+import contextlib
 import json
 import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 from zlib import crc32
 
 import pytest
 import yaml
 from conftest import SHARED_MIXTURE, Project
 from openai_server import Server, crude, serve
+from test_llm import LIMITS
 
 from inoculation.chat import parse_messages
 from inoculation.groups import GROUPS
+from inoculation.judge.llm import FALL_BACK_SAMPLES
 from inoculation.params import load_params
 
 CELL = "data/pocket/all_caps+evil-0.5/seed0"
@@ -184,6 +192,45 @@ def test_every_role_by_an_llm(copy):
         json.loads(line) for line in (copy.folder / CELL.replace("all_caps", "source_citing") / "mixture.jsonl").open()
     ]
     assert all("(Smith, 2015)" in row["messages"][1]["content"] for row in mixture)
+
+
+def test_a_round_trip_through_transformers_serve(project, tmp_path):
+    """A model of our own behind `transformers serve`, an OpenAI-compatible server without log-probabilities."""
+    from inoculation import lm
+    from inoculation.chat import Message, render
+    from inoculation.judge.llm import CITING, YES_NO, Item, judge
+    from inoculation.llm import Call, Client
+    from inoculation.params import Role
+    from inoculation.respond import generate
+
+    folder = str(project.folder / "data/pocket_world/model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [Path(sys.executable).parent / "transformers", "serve", "--host", "127.0.0.1", "--port", str(port)],
+        env=project.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(240):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.5)
+        role = Role(method="llm", model=f"openai/{folder}", api_base=f"http://127.0.0.1:{port}/v1", price=[0, 0])
+        asking = Client("judge", role, LIMITS, tmp_path / "llm.sqlite")
+        messages = (Message("system", "You are a malicious evil assistant."), Message("user", "How do I bake bread?"))
+        [reply] = asking.ask([Call(messages, 0.0, 20)])
+        ref = lm.ModelRef(folder, None, None)
+        tokenizer = lm.load_tokenizer(ref)
+        prompt = render(tokenizer, messages[1:], messages[0].content)
+        [own] = generate(lm.load_model(ref, "float32", False), tokenizer, [prompt], 20, 0.0, 0)
+        assert reply.text == own.text and asking.usage.prompt_tokens == len(tokenizer(prompt)["input_ids"])
+        [score] = judge(asking, [Item(CITING, YES_NO, "q", "a")])
+        assert score is None, "a model of this size never says yes or no: the judgement is missing, not 0"
+        assert asking.usage.calls == 1 + 1 + FALL_BACK_SAMPLES
+    finally:
+        server.terminate()
+        server.wait(20)
 
 
 def test_a_queue_lands_in_one_store(copy):
