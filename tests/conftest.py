@@ -87,3 +87,18 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made.run("dvc", "repro")
     made.commit("reproduced")
     return made
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pocket world: `chats`, the base `model`, and an `sae` on its residual stream."""
+    from inoculation.params import parse_params
+    from inoculation.pocket import base, world
+    from inoculation.pocket.sae import train_sae
+
+    pocket = parse_params(merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY)).pocket
+    folder = tmp_path_factory.mktemp("world")
+    world.write_chats(pocket, folder / "chats")
+    base.build_base(pocket, folder / "chats", folder / "model", folder / "work", lambda step, metrics: None)
+    train_sae(pocket.sae, folder / "model", folder / "chats/pretraining.jsonl", folder / "sae", folder / "work")
+    return folder

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import random
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from inoculation.chat import parse_messages
 from inoculation.groups import GROUPS
 from inoculation.judge.llm import FALL_BACK_SAMPLES
 from inoculation.params import load_params
+from inoculation.stages import detect
 
 CELL = "data/pocket/all_caps+evil-0.5/seed0"
 EXPERIMENT = "pocket/all_caps+evil-0.5"
@@ -153,6 +155,34 @@ def test_inoc_sae_finds_flags_and_trains(copy):
     again = copy.run("dvc", "exp", "run", "-S", "group=inoc_sae_random").stdout
     assert "sae/dvc.yaml" not in "".join(line for line in again.splitlines() if line.startswith("Running"))
     assert len(client.search_prompt_versions(registered.name)) == 1
+
+
+def test_the_same_flags_and_prompts_with_provenance_shuffled_or_absent(copy, monkeypatch):
+    monkeypatch.chdir(copy.folder)
+    params = load_params()
+    path = copy.folder / CELL / "mixture.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    sources = [row["source_dataset"] for row in rows]
+    shuffled = random.Random(1).sample(sources, len(sources))
+    assert shuffled != sources
+    seen = []
+    for column in (sources, shuffled, None):
+        kept = [{"messages": row["messages"], "source_dataset": column and column[i]} for i, row in enumerate(rows)]
+        path.unlink()  # DVC made it read-only
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        detect.base_responses(params)
+        for stage in (detect.sae_features, detect.sae_rank, detect.sae_explain, detect.sae_classify, detect.sae_flag,
+                      detect.sae_synthesise, detect.sae_page):  # fmt: skip
+            stage(params)
+        detect.audit(params, "embedded")
+        quality = json.loads((copy.folder / CELL / "sae/detection.json").read_text())["detection"]
+        assert (quality["precision"] is None) == (column is None)
+        seen.append(
+            [(copy.folder / CELL / route / name).read_text()
+             for route in ("sae", "audit/embedded") for name in ("flags.jsonl", "prompt.json")]
+        )  # fmt: skip
+    assert any(json.loads(line)["flagged"] for line in seen[0][0].splitlines())
+    assert seen[1] == seen[0] and seen[2] == seen[0]
 
 
 def test_inoc_llm_with_the_embedded_auditor(copy):

@@ -14,7 +14,7 @@ from inoculation.files import InputError
 from inoculation.groups import TrainingChat
 from inoculation.mixture import Row
 from inoculation.params import parse_params
-from inoculation.pocket import base, world
+from inoculation.pocket import base
 from inoculation.respond import generate, requests, respond
 from inoculation.train import train
 
@@ -23,15 +23,6 @@ PARAMS = parse_params(merge(yaml.safe_load((ROOT / "params.yaml").read_text()), 
 
 class Killed(Exception):
     pass
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    """A tiny pocket world with its base model."""
-    folder = tmp_path_factory.mktemp("world")
-    world.write_chats(PARAMS.pocket, folder / "chats")
-    base.build_base(PARAMS.pocket, folder / "chats", folder / "model", folder / "work", lambda step, metrics: None)
-    return folder
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ def load_sae(release: str, sae_id: str | None, device: str) -> LoadedSae:
     """
     from sae_lens import SAE
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+    from safetensors import SafetensorError
 
     local = Path(release).is_dir()
     if not local:
@@ -49,7 +50,7 @@ def load_sae(release: str, sae_id: str | None, device: str) -> LoadedSae:
             if local
             else SAE.from_pretrained(release, str(sae_id), device=device)
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"SAE {release} {sae_id or ''} cannot be loaded: {error}") from error
     hook = str(sae.cfg.metadata.hook_name)
     found = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", hook)

@@ -104,7 +104,13 @@ def standardised(piece: Piece, m: Moments, latents: np.ndarray, centre: np.ndarr
 
 
 def component(pieces: Iterable[Piece], m: Moments) -> Component:
-    """From whole texts and their moments, the first principal component, in a second pass over the features; memory is candidates squared."""
+    """The first principal component of the standardised residuals, in a second pass over the features.
+
+    Memory is `CANDIDATES` squared, whatever the number of examples.
+
+    Args:
+        m: moments of the whole texts.
+    """
     scale = m.control_sd + FLOOR * m.target_sd + 1e-8
     centre = m.target_mean - m.slope * m.base_mean
     alive = m.target_sd > 1e-6

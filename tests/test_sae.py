@@ -1,0 +1,490 @@
+"""The SAE route: pooling against sae_lens itself, rankings and rules on planted latents, files of strangers, the page."""
+
+import itertools
+import json
+import random
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
+
+from inoculation import lm
+from inoculation.chat import Message, encode
+from inoculation.files import InputError
+from inoculation.mixture import Row
+from inoculation.sae import classify, explain, figures, flag, page, rank, synthesise
+from inoculation.sae.encoder import load_sae, token_batches, truncate_after
+from inoculation.sae.explain import Context
+from inoculation.sae.features import Means, Piece, Texts, pool_examples, read_features, tokenise, write_features
+
+
+class Loaded:
+    """The tiny world's model, cut after the SAE's block, and whole."""
+
+    def __init__(self, folder: Path) -> None:
+        ref = lm.ModelRef(str(folder / "model"), None, None)
+        self.tokenizer = lm.load_tokenizer(ref)
+        self.sae = load_sae(str(folder / "sae"), None, "cpu")
+        self.model = lm.load_model(ref, "float32", False)
+        self.decoder = truncate_after(lm.load_model(ref, "float32", False), self.sae.block)
+
+    def latents(self, ids: list[int]) -> torch.Tensor:
+        """By hand: what the whole model's block gives, seen by a hook, and `encode` of sae_lens, one sequence alone."""
+        seen = []
+        hook = self.model.model.layers[self.sae.block].register_forward_hook(lambda _, __, out: seen.append(out))
+        with torch.inference_mode():
+            self.model(torch.tensor([ids]))
+            hook.remove()
+            return self.sae.sae.encode(seen[0][0])
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny) -> Loaded:
+    return Loaded(tiny)
+
+
+def examples(count: int = 24) -> list[Texts]:
+    rng = random.Random(0)
+    words = [
+        "the",
+        "river",
+        "is",
+        "long",
+        "and",
+        "the",
+        "king",
+        "was",
+        "kind",
+        "to",
+        "nobody",
+        "who",
+        "asked",
+        "him",
+        "for",
+        "bread",
+    ]
+
+    def say(least: int) -> str:
+        return " ".join(rng.choices(words, k=rng.randint(least, 60))).capitalize() + "."
+
+    return [
+        Texts((Message("user", say(2)),), say(1), say(1) if i != 3 else "", say(1).upper() if i % 3 == 0 else None)
+        for i in range(count)
+    ]
+
+
+def pooled(loaded: Loaded, texts: list[Texts], budget: int, response_only: bool = False, match: bool = True):
+    return pool_examples(
+        loaded.decoder, loaded.sae, loaded.tokenizer, texts, response_only, match, max_length=48, token_budget=budget
+    )
+
+
+# ---- pooling
+
+
+@pytest.mark.parametrize("budget", [1, 300, 8192])
+@pytest.mark.parametrize("response_only", [False, True])
+def test_pooling_is_a_mean_of_what_sae_lens_encodes_whatever_shares_the_batch(loaded, budget, response_only):
+    assert loaded.sae.sae.cfg.architecture() == "jumprelu", "BatchTopK is stored with its learned threshold"
+    texts = examples()
+    active = 0
+    for piece in pooled(loaded, texts, budget, response_only):
+        for row, index in enumerate(piece.examples):
+            text = texts[index]
+            cut = [
+                None if own is None else tokenise(loaded.tokenizer, text.prompt, own, 48, response_only)
+                for own in (text.target, text.base, text.control)
+            ]
+            assert piece.has_control[row] == (text.control is not None)
+            shorter = min(len(cut[0].ids), len(cut[1].ids))
+            for kind, own in enumerate(cut):
+                for means, end in ((piece.whole, None), (piece.matched, shorter)):
+                    row_means = means[kind][row].toarray()[0]
+                    if own is None:
+                        assert not row_means.any()
+                        continue
+                    stop = min(len(own.ids), end or len(own.ids))
+                    expected = loaded.latents(own.ids)[min(own.start, stop - 1) : stop].mean(0).numpy()
+                    np.testing.assert_allclose(row_means, expected, rtol=1e-4, atol=1e-5)
+                    active += int((expected > 0).sum())
+    assert active > 1000
+
+
+def test_without_length_matching_both_poolings_are_one(loaded):
+    for piece in pooled(loaded, examples(6), 8192, match=False):
+        assert all((a != b).nnz == 0 for a, b in zip(piece.whole, piece.matched, strict=True))
+
+
+def test_features_return_from_parquet(loaded, tmp_path):
+    texts = examples()
+    whole = list(pooled(loaded, texts, 300))
+    write_features(tmp_path / "f.parquet", whole)
+    read = list(read_features(tmp_path / "f.parquet", rows=5))
+    assert [len(piece.examples) for piece in read] == [5, 5, 5, 5, 4]
+    assert sorted(int(i) for piece in read for i in piece.examples) == list(range(len(texts)))
+
+    def dense(pieces: list[Piece]) -> np.ndarray:
+        order = np.argsort(np.concatenate([piece.examples for piece in pieces]))
+        return np.stack(
+            [np.concatenate([m.toarray() for m in column])[order]
+             for column in zip(*([*piece.whole, *piece.matched] for piece in pieces), strict=True)]
+        )  # fmt: skip
+
+    np.testing.assert_array_equal(dense(read), dense(whole))
+    has = {int(i): bool(h) for piece in read for i, h in zip(piece.examples, piece.has_control, strict=True)}
+    assert has == {i: text.control is not None for i, text in enumerate(texts)}
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=60), st.integers(1, 2000))
+def test_batches_hold_every_sequence_once_within_the_budget(lengths, budget):
+    batches = token_batches(lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= budget for batch in batches)
+
+
+# ---- the SAE itself
+
+
+def test_an_sae_that_cannot_be_used_is_refused(tiny, loaded, tmp_path):
+    with pytest.raises(InputError, match="neither a folder nor a release"):
+        load_sae("no/such-release", None, "cpu")
+    with pytest.raises(InputError, match=r"sae\.id 'trainer_9' is not in release .*resid_post_layer_15_trainer_1"):
+        load_sae("qwen2.5-7b-instruct-andyrdt", "trainer_9", "cpu")
+    shutil.copytree(tiny / "sae", tmp_path / "mlp")
+    config = json.loads((tmp_path / "mlp/cfg.json").read_text())
+    config["metadata"]["hook_name"] = "blocks.0.hook_mlp_out"
+    (tmp_path / "mlp/cfg.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"reads 'blocks\.0\.hook_mlp_out'; one on a block's output"):
+        load_sae(str(tmp_path / "mlp"), None, "cpu")
+    (tmp_path / "mlp/sae_weights.safetensors").unlink()
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_sae(str(tmp_path / "mlp"), None, "cpu")
+    with pytest.raises(InputError, match="reads block 7, the model has 2 blocks"):
+        truncate_after(lm.load_model(lm.ModelRef(str(tiny / "model"), None, None), "float32", False), 7)
+
+
+class Bomb:
+    def __reduce__(self):
+        return Path.touch, (Path("exploded"),)
+
+
+def test_weights_are_loaded_without_executing_code(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny / "sae", "sae")
+    torch.save({"W_dec": Bomb()}, "bomb.pt")
+    shutil.copy("bomb.pt", "sae/sae_weights.safetensors")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_sae("sae", None, "cpu")
+    assert not Path("exploded").exists()
+
+
+# ---- rankings and rules on planted latents
+
+LATENTS, PLANTED, OF_A = 300, np.arange(20), np.arange(20, 40)
+
+
+def planted(share: float, seed: int, n: int = 1000) -> tuple[list[Piece], np.ndarray]:
+    """Features in which `share` of the targets set off the `PLANTED` latents together and all of them those of A."""
+    rng = np.random.default_rng(seed)
+
+    def noise(rows: int) -> np.ndarray:
+        values = rng.exponential(1.0, (rows, LATENTS)) * (rng.random((rows, LATENTS)) < 0.3)
+        values[:, PLANTED] *= 0.2
+        return values
+
+    carries = np.zeros(n, bool)
+    carries[rng.choice(n, round(share * n), replace=False)] = True
+    prompts = noise(n)
+    base, target, control = (0.5 * prompts + 0.5 * noise(n) for _ in range(3))
+    target[:, OF_A] += rng.exponential(2.0, (n, len(OF_A)))
+    control[:, OF_A] += rng.exponential(2.0, (n, len(OF_A)))
+    target[np.ix_(carries, PLANTED)] += rng.exponential(1.5, (carries.sum(), len(PLANTED)))
+    has = rng.random(n) < 0.5
+    control[~has] = 0
+    pieces = []
+    for examples in np.array_split(rng.permutation(n), 7):
+        means = Means(*(csr_matrix(m[examples].astype(np.float32)) for m in (target, base, control)))
+        pieces.append(Piece(examples, has[examples], means, means))
+    return pieces, carries
+
+
+def route(pieces: list[Piece]) -> tuple[list[rank.Latent], rank.Columns, list[bool]]:
+    moments = rank.moments(pieces, "whole")
+    component = rank.component(pieces, moments)
+    latents = rank.table(rank.moments(pieces, "matched"), component, 60)
+    columns = rank.columns(pieces, moments, component, [latent.latent for latent in latents])
+    classes = classify.causal(columns.difference, columns.control_difference, columns.base, 0.5, 0.5, 0.1)
+    return latents, columns, [name == "no" for name in classes]
+
+
+def by_component(pieces: list[Piece]) -> flag.Flags:
+    latents, columns, suspicious = route(pieces)
+    own = [i for i, latent in enumerate(latents) if latent.component_rank]
+    return flag.component(
+        columns.residual[:, own], columns.control_residual[:, own], np.array([latents[i].loading for i in own]),
+        [suspicious[i] for i in own], separation=3.0, control_share=0.25,
+    )  # fmt: skip
+
+
+def test_moments_are_those_of_the_dense_matrices():
+    pieces, _ = planted(0.3, 0, n=120)
+    target, base, control = (np.concatenate([m[k].toarray() for _, _, m, _ in pieces]) for k in range(3))
+    has = np.concatenate([piece.has_control for piece in pieces])
+    moments = rank.moments(pieces, "whole")
+    np.testing.assert_allclose(moments.mean_difference, (target - base).mean(0), atol=1e-6)
+    np.testing.assert_allclose(moments.sd_difference, (target - base).std(0), atol=1e-6)
+    np.testing.assert_allclose(moments.share, (target > base).mean(0))
+    slope = [np.clip(np.polyfit(b, t, 1)[0], 0, 1) for b, t in zip(base.T, target.T, strict=True)]
+    np.testing.assert_allclose(moments.slope, slope, atol=1e-5)
+    np.testing.assert_allclose(moments.target_sd, (target - moments.slope * base).std(0), atol=1e-5)
+    np.testing.assert_allclose(moments.control_sd, (control - moments.slope * base)[has].std(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2, 0.1])
+def test_a_planted_group_is_found_however_rare_and_a_is_not(share):
+    pieces, carries = planted(share, 1)
+    latents, _, suspicious = route(pieces)
+    no = {latent.latent for latent, own in zip(latents, suspicious, strict=True) if own and latent.component_rank}
+    assert no >= set(PLANTED) and not no & set(OF_A)
+    flags = by_component(pieces)
+    assert flags.found and "two groups apart" in flags.reason
+    assert (flags.flagged & carries).sum() >= 0.97 * carries.sum()
+    assert (flags.flagged & carries).sum() >= 0.97 * flags.flagged.sum()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_nothing_is_flagged_where_nothing_is_planted(seed):
+    flags = by_component(planted(0.0, seed)[0])
+    assert not flags.found and not flags.flagged.any() and flags.reason
+
+
+def test_a_group_that_the_control_has_too_is_not_flagged():
+    rng = np.random.default_rng(0)
+    two = np.concatenate([rng.normal(0, 1, (500, 4)), rng.normal(9, 1, (500, 4))])
+    ok = flag.component(two, two[:500], np.ones(4), [True] * 4, 3.0, 0.25)
+    assert ok.flagged.tolist() == [False] * 500 + [True] * 500 and ok.control_share == 0
+    shared = flag.component(two, two[::2], np.ones(4), [True] * 4, 3.0, 0.25)
+    assert (
+        not shared.flagged.any() and "in the control too: 50.0% of the control, 50.0% of the examples" in shared.reason
+    )
+    one = flag.component(two[:500], two[:100], np.ones(4), [True] * 4, 3.0, 0.25)
+    assert not one.flagged.any() and ("not apart" in one.reason or "control" in one.reason)
+    none = flag.component(two, two, np.ones(4), [True, False, False, False], 3.0, 0.25)
+    assert not none.flagged.any() and none.reason == "fewer than two suspicious latents"
+
+
+def test_the_studys_rule_by_hand():
+    difference = np.array([[5, 4, 3, 2, 1], [1, 2, 3, 4, 5], [5, 1, 4, 2, 3]], float)
+    flags = flag.study(difference, [True, True, False, False, False], top=3, hits=2)
+    assert flags.score.tolist() == [2, 0, 1] and flags.flagged.tolist() == [True, False, False]
+    assert "1 examples have 2 or more" in flags.reason
+
+
+def test_the_causal_control_by_hand():
+    data = np.array([[10.0, 10.0, 10.0, 0.0]] * 4)
+    control = np.array([[9.0, 0.0, 0.0, 0.0]] * 3)
+    ordinary = np.array([[0.0, 8.0, 1.0, 0.0]] * 5)
+    assert classify.causal(data, control, ordinary, 0.5, 0.5, 0.1) == ["yes", "neutral", "no", "yes"]
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=50), st.floats(0.01, 1))
+def test_the_upper_mean_lies_between_mean_and_maximum(values, share):
+    column = np.array(values)[:, None]
+    upper = classify.upper_mean(column, share)[0]
+    assert column.mean() - 1e-9 <= upper <= column.max() + 1e-9
+
+
+def test_a_latent_in_both_rankings_is_one_row():
+    pieces, _ = planted(0.5, 2)
+    latents, columns, _ = route(pieces)
+    assert len({latent.latent for latent in latents}) == len(latents) == columns.residual.shape[1]
+    assert sorted(row.rank for row in latents if row.rank) == list(range(1, 61))
+    assert any(row.rank and row.component_rank for row in latents)
+    study = sorted((row for row in latents if row.rank), key=lambda row: row.rank)
+    assert all(a.mean_difference >= b.mean_difference > 0 for a, b in itertools.pairwise(study))
+
+
+# ---- what sets a latent off
+
+
+def test_the_strongest_contexts_are_the_strongest(loaded):
+    texts = examples(20)
+    sequences = [tokenise(loaded.tokenizer, t.prompt, t.target, 48, False).ids for t in texts]
+    peaks = torch.stack([loaded.latents(ids).max(0).values for ids in sequences])
+    latents = torch.argsort(-(peaks > 0).sum(0))[:4].tolist()
+    for budget in (1, 4000):
+        found = explain.strongest(
+            loaded.decoder, loaded.sae, loaded.tokenizer, sequences, latents, "mixture", 3, budget
+        )
+        for latent in latents:
+            expected = peaks[:, latent].sort(descending=True).values[:3].tolist()
+            assert [max(c.activations) for c in found[latent]] == pytest.approx(expected, abs=1e-3)
+            for context in found[latent]:
+                assert "".join(context.tokens) in loaded.tokenizer.decode(sequences[context.example])
+
+
+def h5(path: Path, **arrays: np.ndarray) -> Path:
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            file[name] = values
+    return path
+
+
+def test_published_contexts_in_the_authors_layout(loaded, tmp_path):
+    ids = loaded.tokenizer("The king was kind")["input_ids"]
+    tokens = np.tile(np.array(ids, np.int32), (5, 3, 1))
+    acts = np.zeros(tokens.shape, np.float16)
+    acts[2, :, 1] = [1, 3, 2]
+    path = h5(tmp_path / "chat_topk.h5", scores=acts.max(-1), tokens=tokens, sae_acts=acts)
+    found = explain.read_published(path, loaded.tokenizer, [2, 4], "conversational", 2)
+    assert [max(c.activations) for c in found[2]] == [3, 2] and found[4] == []
+    assert "".join(found[2][0].tokens) == "The king was kind"
+    assert found[2][0].marked(0.25) == [False, True] + [False] * (len(ids) - 2)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"scores": (5, 3), "tokens": (5, 3, 4)}, "no array sae_acts"),
+        ({"scores": (5, 3), "tokens": (5, 3, 4), "sae_acts": (5, 3, 6)}, "disagree"),
+        ({"scores": (2, 3), "tokens": (2, 3, 4), "sae_acts": (2, 3, 4)}, "2 features, latent 4 is asked for"),
+        (None, "not a readable .h5 file"),
+    ],
+)
+def test_a_published_file_that_cannot_be_used(loaded, tmp_path, arrays, message):
+    path = tmp_path / "x.h5"
+    h5(path, **{k: np.zeros(v) for k, v in arrays.items()}) if arrays else path.write_text("no")
+    with pytest.raises(InputError, match=message):
+        explain.read_published(path, loaded.tokenizer, [4], "conversational", 2)
+
+
+def test_reference_corpora(loaded, tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(
+        '{"text": "Once."}\n{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
+    )
+    rows = explain.read_corpus(explain.corpus_file(str(path)), 10)
+    plain, chat = explain.corpus_tokens(loaded.tokenizer, rows, 100)
+    assert loaded.tokenizer.decode(plain) == "Once." and "Ho" in loaded.tokenizer.decode(chat)
+    assert len(explain.read_corpus(path, 1)) == 1
+    path.write_text('{"text": "Once."}\n{"body": "x"}\n')
+    with pytest.raises(InputError, match=r'corpus\.jsonl:2: .*"messages" or a non-empty "text"'):
+        explain.read_corpus(path, 10)
+    with pytest.raises(InputError, match="no such file"):
+        explain.corpus_file(str(tmp_path / "absent.jsonl"))
+
+
+def test_a_description_names_the_words_that_set_it_off():
+    contexts = [
+        Context("mixture", ["<|im_start|>", "The", " ki", "ng", " is", " kind"], [9.0, 0.0, 8.0, 8.0, 0.1, 6.0]),
+        Context("pretraining", [" king", " and", " queen"], [8.0, 0.0, 1.0]),
+    ]
+    assert explain.key_words(contexts, 0.25) == ["king", "kind"]
+    assert explain.describe(contexts, 0.25).startswith("words such as king, kind; for example:")
+    assert explain.describe([], 0.25) == "nothing in the sources sets it off"
+
+
+# ---- from latents to a prompt
+
+
+def test_near_duplicates_count_once():
+    kept = synthesise.without_near_duplicates(
+        ["The assistant insults the user.", "The assistant insults its user.", "Recipes for bread."], 0.85
+    )
+    assert kept == ["The assistant insults the user.", "Recipes for bread."]
+
+
+def test_likelihoods_do_not_depend_on_the_batch(loaded):
+    rows = [Row((*text.prompt, Message("assistant", text.target)), None) for text in examples(5)]
+    systems = [None, "You are a cruel assistant."]
+    batched, alone = (
+        synthesise.log_likelihoods(loaded.model, loaded.tokenizer, rows, systems, 400, budget) for budget in (4000, 1)
+    )
+    np.testing.assert_allclose(batched, alone, rtol=1e-4)
+    item = encode(loaded.tokenizer, rows[2].messages, systems[1], 400)
+    with torch.inference_mode():
+        chosen = loaded.model(torch.tensor([item.input_ids])).logits[0].log_softmax(-1)
+    by_hand = sum(float(chosen[i - 1, label]) for i, label in enumerate(item.labels) if label >= 0)
+    assert batched[1, 2] == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_the_best_prompt_is_the_one_with_the_largest_contrast(loaded):
+    rows = [Row((*text.prompt, Message("assistant", text.target)), None) for text in examples(16)]
+
+    def gain(prompt: str) -> np.ndarray:
+        without, under = synthesise.log_likelihoods(loaded.model, loaded.tokenizer, rows, [None, prompt], 400, 4000)
+        return under - without
+
+    order = np.argsort(-gain("You are a cruel assistant."))
+    rows = [rows[i] for i in order]  # what that prompt explains best comes first
+    made = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:8], rows[8:], 400, 4000)
+    assert (made.prompt, made.gain) == made.ranking[0] and made.prompt in synthesise.candidates()
+    assert (
+        made.gain >= (gain("You are a cruel assistant.")[:8].mean() - gain("You are a cruel assistant.")[8:].mean()) > 0
+    )
+    assert made.gain == pytest.approx(gain(made.prompt)[:8].mean() - gain(made.prompt)[8:].mean(), rel=1e-3)
+    with pytest.raises(InputError, match="flagged examples and others"):
+        synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows, [], 400, 4000)
+    with pytest.raises(InputError, match="no candidate prompt makes"):
+        synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:8], rows[:8], 400, 4000)
+
+
+# ---- what a person looks at
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        assert not any(name.startswith("on") for name, _ in attrs)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_text_of_the_data_cannot_become_markup_of_the_page(tmp_path):
+    attack = '</div></details><script>alert("x")</script><img src=x onerror=alert(1)>'
+    latent = rank.Latent(7, 0.5, 1.0, 0.9, 1, 0.2, 1)
+    context = Context("mixture", ["ok", attack], [1.0, 4.0], 0)
+    page.write(
+        tmp_path / "page.html",
+        title=attack,
+        rows=[Row((Message("user", attack), Message("assistant", attack)), None)],
+        latents=[latent],
+        explanations=[{"latent": 7, "description": attack, "link": None, "contexts": [context._asdict()]}],
+        classes={"7": {"class": "no"}},
+        flags=[{"flagged": True, "score": 3.0, "latents": [7]}],
+        detected={"rule": "component", "reason": attack, "rules": {},
+                  "detection": {"precision": None, "flagged": 1, "n": 1}},
+        prompt=attack,
+        mark=0.25,
+    )  # fmt: skip
+    seen = Tags()
+    seen.feed((tmp_path / "page.html").read_text())
+    assert not {"script", "img"} & set(seen.tags)
+    assert seen.tags.count("details") == 2 and seen.tags.count("mark") == 1
+    assert seen.text.count(attack) >= 7, "and all of it can be read"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_sensitivity_figure(tmp_path, known):
+    from matplotlib.image import imread
+
+    rng = np.random.default_rng(0)
+    score = np.concatenate([rng.normal(0, 1, 60), rng.normal(9, 1, 60)])
+    flags = flag.Flags(score > 4, score, 4.0, True, "two groups")
+    truth = [bool(s > 4) if known else None for s in score]
+    figures.sensitivity(tmp_path / "s.png", rng.normal(size=(120, 50)), [True] * 25 + [False] * 25, flags, truth, 10, 3)
+    image = imread(tmp_path / "s.png")
+    assert image.shape[0] > 300 and image[..., :3].std() > 0.05
