@@ -1,10 +1,11 @@
 """Mean latents of every example, as sparse rows on disk (reference section 6, step 2).
 
 Three texts an example go through the model up to the SAE's block: the target response, the base model's own response
-to the same prompt, and, for some examples, the control: the base model's response with A injected. Memory does not grow
-with the number of examples: batches are written as they are made, and read back in pieces.
+to the same prompt, and, for some examples, the control: the base model's response with A injected. Latents never pile up
+in memory: batches are written as they are made, and read back in pieces.
 """
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,7 +35,8 @@ class Texts(NamedTuple):
 
 
 class Sequence_(NamedTuple):
-    ids: list[int]
+    ids: "array[int]"
+    """Four bytes a token: all texts are tokenised before the first is encoded, so that batches can be sorted by length."""
     start: int
     """Where pooling begins: 0, or the first response token."""
 
@@ -46,7 +48,7 @@ def tokenise(
     opened = tokenizer(render(tokenizer, prompt), add_special_tokens=False)["input_ids"]
     chat = render(tokenizer, [*prompt, Message("assistant", response)])
     ids = tokenizer(chat, add_special_tokens=False)["input_ids"][:max_length]
-    return Sequence_(ids, min(len(opened), len(ids) - 1) if response_only else 0)
+    return Sequence_(array("i", ids), min(len(opened), len(ids) - 1) if response_only else 0)
 
 
 def pool(
