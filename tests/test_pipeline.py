@@ -157,6 +157,19 @@ def test_inoc_sae_finds_flags_and_trains(copy):
     assert len(client.search_prompt_versions(registered.name)) == 1
 
 
+def test_nothing_found_is_a_page_and_no_training(copy):
+    outcome = copy.run("dvc", "exp", "run", "-S", "group=inoc_sae", "-S", "sae.flag.separation=1000", ok=False)
+    assert outcome.returncode != 0
+    assert (
+        "group inoc_sae has nothing to train under: no example is flagged: the two groups are not apart"
+        in outcome.stderr
+    )
+    page = (copy.folder / CELL / "sae/page.html").read_text()
+    assert "No inoculation prompt" in page and "0 of 40 examples flagged" in page
+    assert not (copy.folder / CELL / "assign/inoc_sae.jsonl").exists()
+    assert json.loads((copy.folder / CELL / "sae/prompt.json").read_text())["prompt"] is None
+
+
 def test_the_same_flags_and_prompts_with_provenance_shuffled_or_absent(copy, monkeypatch):
     monkeypatch.chdir(copy.folder)
     params = load_params()

@@ -74,6 +74,8 @@ def main() -> None:
     _quiet_libraries()
     # Tokenizers were used before a fork only to tokenise; their warning about it would be on every training.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The report reads a small file of every row so far: a progress bar each is noise.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from inoculation.files import InputError
     from inoculation.params import load_params
 

@@ -48,7 +48,8 @@ def candidates() -> list[str]:
 
 
 class Synthesis(NamedTuple):
-    prompt: str
+    prompt: str | None
+    """None: no candidate makes the flagged responses likelier than the others."""
     gain: float | None
     """Nats a response that the prompt raises the flagged responses' likelihood above the others'; None: by an LLM."""
     ranking: list[tuple[str, float]]
@@ -115,7 +116,7 @@ def by_likelihood(
         others: examples without them.
 
     Raises:
-        InputError: a side is empty, or no candidate makes the flagged responses likelier.
+        InputError: a side is empty.
     """
     if not flagged or not others:
         raise InputError("a prompt needs flagged examples and others to tell them from")
@@ -125,11 +126,8 @@ def by_likelihood(
     prompts = [prompts[i] for i in sorted(range(len(prompts)), key=lambda i: -rough[i])[:SHORTLIST]]
     contrast = _contrast(model, tokenizer, flagged[:MORE], others[:MORE], prompts, max_length, token_budget)
     order = sorted(range(len(prompts)), key=lambda i: -contrast[i])
-    if contrast[order[0]] <= 0:
-        raise InputError(
-            "no candidate prompt makes the flagged responses likelier than the others; no prompt is written"
-        )
-    return Synthesis(prompts[order[0]], float(contrast[order[0]]), [(prompts[i], float(contrast[i])) for i in order])
+    best, ranking = order[0], [(prompts[i], float(contrast[i])) for i in order]
+    return Synthesis(prompts[best] if contrast[best] > 0 else None, float(contrast[best]), ranking)
 
 
 def _contrast(

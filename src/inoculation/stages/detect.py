@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from inoculation.sae.explain import Context
 
+NO_CANDIDATE = "no candidate prompt makes the flagged responses likelier than the others"
+
 
 def _rows(params: Params) -> list[mixture.Row]:
     return mixture.read_mixture(cell.mixture_dir(params) / "mixture.jsonl")
@@ -280,7 +282,7 @@ def sae_flag(params: Params) -> None:
 
 
 def sae_synthesise(params: Params) -> None:
-    """Write one inoculation prompt from the suspicious latents and register it."""
+    """Write one inoculation prompt from the suspicious latents and register it; `null` with its reason if there is none."""
     from inoculation import tracking
     from inoculation.sae import synthesise
 
@@ -288,7 +290,9 @@ def sae_synthesise(params: Params) -> None:
     writer = client(params, "synthesiser")
     detected = read_json(out / "detection.json")
     if not detected["found"]:
-        raise InputError(f"no prompt is written, because no example is flagged: {detected['reason']}")
+        write_json(out / "prompt.json", {"prompt": None, "reason": f"no example is flagged: {detected['reason']}"})
+        print(f"no prompt: {detected['reason']}")
+        return
     rows = _rows(params)
     flags = [row["flagged"] for row in read_jsonl(out / "flags.jsonl", dict)]
     suspicious, latents = _suspicious(params), _latents(params)
@@ -305,7 +309,11 @@ def sae_synthesise(params: Params) -> None:
         if writer
         else _by_likelihood(params, rows, flags)
     )
-    write_json(out / "prompt.json", {**made._asdict(), "descriptions": descriptions})
+    reason = None if made.prompt else NO_CANDIDATE
+    write_json(out / "prompt.json", {**made._asdict(), "reason": reason, "descriptions": descriptions})
+    if made.prompt is None:
+        print(f"no prompt: {reason}")
+        return
     tracking.register_prompt(
         params,
         "sae",
@@ -352,7 +360,7 @@ def sae_page(params: Params) -> None:
         classes=read_json(out / "classes.json")["classes"],
         flags=read_jsonl(out / "flags.jsonl", dict),
         detected=read_json(out / "detection.json"),
-        prompt=read_json(out / "prompt.json")["prompt"] if (out / "prompt.json").exists() else None,
+        prompt=read_json(out / "prompt.json")["prompt"],
         mark=params.sae.mark,
     )
 
@@ -383,6 +391,8 @@ def audit(params: Params, method: str) -> None:
         if writer
         else _by_likelihood(params, rows, flags)
     )
+    if made.prompt is None:
+        raise InputError(f"the audit flagged {sum(flags)} examples, but {NO_CANDIDATE}")
     write_jsonl(
         out / "flags.jsonl",
         ({"flagged": flag, "score": score} for flag, score in zip(flags, verdict.scores, strict=True)),

@@ -8,7 +8,7 @@ from typing import Any
 
 from inoculation import cell, groups, mixture, traits
 from inoculation.chat import Message, parse_messages
-from inoculation.files import read_json, read_jsonl, write_json, write_jsonl
+from inoculation.files import InputError, read_json, read_jsonl, write_json, write_jsonl
 from inoculation.params import Params
 from inoculation.stages.roles import client
 
@@ -23,7 +23,12 @@ def assign(params: Params, group: str) -> None:
         found = (
             cell.sae_dir(params) if detector == "sae" else cell.audit_dir(params) / params.world.roles.auditor.method
         )
-        prompts[detector] = read_json(found / "prompt.json")["prompt"]
+        made = read_json(found / "prompt.json")
+        if made["prompt"] is None:
+            raise InputError(
+                f"group {group} has nothing to train under: {made['reason']}. {found / 'page.html'} shows what was seen"
+            )
+        prompts[detector] = made["prompt"]
         flags = [row["flagged"] for row in read_jsonl(found / "flags.jsonl", dict)]
         detected = read_json(found / "detection.json")["detection"]
     chats = groups.assign(rows, group, prompts, flags, params.seed)
