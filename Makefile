@@ -1,5 +1,6 @@
-# make repro | test | ui | lint. Everything is installed into .venv from requirements.lock.
+# make repro | test | ui [PORT=5000] | lint. Everything is installed into .venv from requirements.lock.
 PYTHON ?= python3
+PORT ?= 5000
 SHELL := /bin/bash
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -12,8 +13,10 @@ test: export OMP_NUM_THREADS := 1
 test: .venv/installed
 	$(BIN)/pytest -n 2 --dist loadfile
 
+# MLflow imports LiteLLM, whose fetch of a price table can hang the server where there is no network.
+ui: export LITELLM_LOCAL_MODEL_COST_MAP := True
 ui: .venv/installed
-	$(BIN)/mlflow server --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port 5000
+	$(BIN)/mlflow server --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT)
 
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

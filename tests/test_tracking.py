@@ -1,12 +1,18 @@
 """MLflow rows: their status when a process dies, tables that are replaced, and one store for every copy."""
 
+import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from inoculation.cell import digest, main_checkout
 from inoculation.tracking import flatten
@@ -85,3 +91,28 @@ def test_a_queued_copy_belongs_to_its_checkout(tmp_path, monkeypatch):
 def test_flatten_and_digest():
     assert flatten({"a": {"b": 1, "c": [2]}, "d": None}) == {"a.b": 1, "a.c": [2], "d": None}
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+
+
+def test_make_ui_serves_the_store(tmp_path, environment):
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    start(environment).kill()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["make", "ui", f"PORT={port}", "--assume-old=.venv/installed"]
+    server = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    address, body = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search", b'{"max_results": 10}'
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            assert server.poll() is None and time.monotonic() < deadline
+            with contextlib.suppress(OSError):
+                request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+                with urllib.request.urlopen(request, timeout=10) as answer:
+                    assert "e" in {found["name"] for found in json.load(answer)["experiments"]}
+                    break
+            time.sleep(0.5)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)

@@ -16,3 +16,9 @@ Who owns what: `params` reads params.yaml; `files` reads and writes JSONL; `cell
 every model; `stages` is the thin I/O around all of it, one function a DVC stage; `tracking` is MLflow; `pocket` makes
 a small world, with its own base model, in which all this happens on a CPU.
 """
+
+import os
+
+# LiteLLM otherwise fetches a price table over the network when it is imported, by us or by MLflow; without a network, its
+# import and its retries have been seen to wait for each other for ever.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")

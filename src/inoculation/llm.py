@@ -149,8 +149,7 @@ def scrub(text: str) -> str:
 
 
 def _litellm() -> Any:
-    """LiteLLM, with its price table from the package, quiet, and without telemetry."""
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    """LiteLLM, quiet and without telemetry; its price table is the package's (see `inoculation/__init__.py`)."""
     os.environ.setdefault("LITELLM_LOG", "ERROR")
     import litellm
 
