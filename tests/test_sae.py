@@ -330,6 +330,13 @@ def test_the_strongest_contexts_are_the_strongest(loaded):
                 assert "".join(context.tokens) in loaded.tokenizer.decode(sequences[context.example])
 
 
+@given(st.text(st.characters(codec="utf-8"), max_size=30))
+def test_tokens_that_are_parts_of_a_character_are_shown_as_that_character(loaded, text):
+    ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+    texts = explain.token_texts(loaded.tokenizer, ids)
+    assert len(texts) == len(ids) and "".join(texts) == loaded.tokenizer.decode(ids)
+
+
 def h5(path: Path, **arrays: np.ndarray) -> Path:
     with h5py.File(path, "w") as file:
         for name, values in arrays.items():

@@ -7,6 +7,7 @@ strongest contexts (an .h5 file), those are read instead of computing them.
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -141,9 +142,17 @@ def _context(
 ) -> Context:
     peak = max(range(len(values)), key=values.__getitem__)
     window = slice(max(0, peak - WINDOW), peak + WINDOW + 1)
-    return Context(
-        source, [tokenizer.decode([token]) for token in ids[window]], [round(v, 4) for v in values[window]], example
-    )
+    return Context(source, token_texts(tokenizer, ids[window]), [round(v, 4) for v in values[window]], example)
+
+
+def token_texts(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
+    """The text of each token; of tokens that are parts of a character, the first has its text and the others have none."""
+    alone = [tokenizer.decode([token]) for token in ids]
+    texts: list[str] = []
+    for broken, run in groupby(zip(ids, alone, strict=True), key=lambda pair: "\ufffd" in pair[1]):
+        tokens, own = zip(*run, strict=True)
+        texts += [tokenizer.decode(list(tokens)), *[""] * (len(tokens) - 1)] if broken else own
+    return texts
 
 
 def read_published(
