@@ -259,6 +259,8 @@ class Client:
         """
         from tqdm import tqdm
 
+        if not calls:
+            return []
         keys = [cache_key(self.model, call) for call in calls]
         wanted = dict(zip(keys, calls, strict=True))
         replies = self.cache.get(list(wanted))
