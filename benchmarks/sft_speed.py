@@ -8,6 +8,7 @@ in the profile and in 4 bit; an adapter is trained, loaded again and sampled fro
 """
 
 import argparse
+import gc
 import random
 import shutil
 import tempfile
@@ -90,6 +91,7 @@ def main() -> None:
         own = profile.model_copy(update={"train": profile.train.model_copy(update={"load_in_4bit": load_in_4bit})})
         folder = Path(tempfile.mkdtemp())
         times: list[float] = []
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         result = train(
@@ -107,15 +109,10 @@ def main() -> None:
         tokenizer = lm.load_tokenizer(ref)
         model = lm.with_adapter(lm.load_model(ref, profile.dtype, load_in_4bit), folder / "adapter")
         texts = [render(tokenizer, chat.row.prompt) for chat in examples[: profile.batch_size]]
-        torch.cuda.reset_peak_memory_stats()
         start = time.monotonic()
         generate(model, tokenizer, texts, 64, 1.0, 0)
         took = time.monotonic() - start
-        print(
-            f"4 bit {load_in_4bit}: {len(texts)} answers of up to 64 tokens in {took:.1f} s, "
-            f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB",
-            flush=True,
-        )
+        print(f"4 bit {load_in_4bit}: {len(texts)} answers of up to 64 tokens in {took:.1f} s", flush=True)
         del model
         shutil.rmtree(folder)
 
