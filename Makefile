@@ -11,7 +11,7 @@ repro: .venv/installed
 
 test: export OMP_NUM_THREADS := 1
 test: .venv/installed
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist worksteal --durations 12
 
 # MLflow imports LiteLLM, whose fetch of a price table can hang the server where there is no network.
 ui: export LITELLM_LOCAL_MODEL_COST_MAP := True
