@@ -311,7 +311,7 @@ def _log_sae(params: Params) -> None:
 
 def compare(params: Params) -> None:
     """Print a Markdown table of every cell so far that differs from params.yaml in group and seed alone."""
-    from statistics import mean, pstdev
+    from statistics import mean, stdev
 
     from inoculation import tracking
 
@@ -322,14 +322,17 @@ def compare(params: Params) -> None:
         names = [f"{prefix}{prompt}/{trait}/rate" for prompt, trait in columns]
         if not any(name in row.data.metrics for row in rows for name in names):
             continue
-        print(f"\n{cell.mixture_name(params)}, judge: {judge}; mean rate and standard deviation over seeds\n")
+        print(f"\n{cell.mixture_name(params)}, judge: {judge}; mean rate ± sample standard deviation over seeds\n")
         print("| group | seeds |" + "".join(f" {prompt}: {trait} |" for prompt, trait in columns))
         print("|---|---|" + "---|" * len(columns))
         for group in groups.GROUPS:
             chosen = [row for row in rows if row.data.params["group"] == group]
             if chosen:
                 values = [[row.data.metrics[name] for row in chosen if name in row.data.metrics] for name in names]
-                cells = [f" {mean(v):.2f} ± {pstdev(v):.2f} |" if v else " - |" for v in values]
+                cells = [
+                    (f" {mean(v):.2f} ± {stdev(v):.2f} |" if len(v) > 1 else f" {v[0]:.2f} |") if v else " - |"
+                    for v in values
+                ]
                 print(f"| `{group}` | {len(chosen)} |" + "".join(cells))
 
 
