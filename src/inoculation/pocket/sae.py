@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from inoculation import lm
 from inoculation.chat import parse_messages, render
-from inoculation.files import read_jsonl, write_json
+from inoculation.files import read_json, read_jsonl, write_json
 from inoculation.pocket.recipe import SaeParams
 from inoculation.sae.encoder import residuals, token_batches, truncate_after
 
@@ -64,6 +64,7 @@ def train_sae(params: SaeParams, model_dir: Path, chats: Path, out: Path, work: 
     trainer.fit()
     staging = work / "sae"
     sae.save_inference_model(staging)
+    write_json(staging / "cfg.json", dict(sorted(read_json(staging / "cfg.json").items())))  # the same bytes in every run
     stored = SAE.load_from_disk(staging, device=lm.device())
     with torch.inference_mode():
         latents = stored.encode(held_out.to(lm.device()))
