@@ -64,7 +64,8 @@ def train_sae(params: SaeParams, model_dir: Path, chats: Path, out: Path, work: 
     trainer.fit()
     staging = work / "sae"
     sae.save_inference_model(staging)
-    write_json(staging / "cfg.json", dict(sorted(read_json(staging / "cfg.json").items())))  # the same bytes in every run
+    # sae_lens writes a set's order: sorted, every run gives the same bytes.
+    write_json(staging / "cfg.json", dict(sorted(read_json(staging / "cfg.json").items())))
     stored = SAE.load_from_disk(staging, device=lm.device())
     with torch.inference_mode():
         latents = stored.encode(held_out.to(lm.device()))
