@@ -111,8 +111,15 @@ def draw(
     axes[0][0].set_ylabel("share of responses that show the trait")
     figure.suptitle(title)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(groups)), frameon=False)
-    figure.supxlabel(note, fontsize=8, color="0.35")
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(4, len(groups)),
+        frameon=False,
+        title=note,
+        title_fontsize=8,
+    )
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=140, format="png")
     plt.close(figure)
