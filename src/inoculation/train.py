@@ -107,6 +107,9 @@ def train(
         print(f"continuing the interrupted training from {Path(checkpoint).name}")
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     staging = work / "adapter"
+    lora = trainer.model.peft_config["default"]
+    # As a set, it would be saved in another order, and the folder's hash in dvc.lock would differ, in every process.
+    lora.target_modules = sorted(lora.target_modules)
     trainer.model.save_pretrained(str(staging))
     tokenizer.save_pretrained(str(staging))
     adapter.parent.mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,8 @@ def train(params: Params) -> None:
         return
 
     def on_log(step: int, metrics: dict[str, float]) -> None:
-        log.append({"step": step, **metrics})
+        if "loss" in metrics:  # the last report is about speed: the same training gives the same file
+            log.append({"step": step, **metrics})
         mlflow.log_metrics({f"train/{key}": value for key, value in metrics.items()}, step=step)
 
     with tracking.cell_row(params, anew=not work.exists()):
