@@ -19,9 +19,9 @@ from inoculation import detection, lm, mixture, traits
 from inoculation.chat import render
 from inoculation.params import load_params
 from inoculation.respond import generate
-from inoculation.sae import classify, flag, rank
-from inoculation.sae.encoder import load_sae, truncate_after
-from inoculation.sae.features import Texts, pool_examples
+from inoculation.detect.sae import classify, flag, rank
+from inoculation.detect.sae.encoder import load_sae, truncate_after
+from inoculation.detect.sae.features import Texts, pool_examples
 
 CHATS, MODEL = Path("data/pocket_world/chats"), lm.ModelRef("data/pocket_world/model", None, None)
 

@@ -30,8 +30,8 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("dvc.yaml", "pipelines", "src", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore",
-                     "data/from_profile", "mlruns/README.md"):  # fmt: skip
+        for name in ("dvc.yaml", "pipelines", "hub", "src", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore",
+                     "mlruns/README.md"):  # fmt: skip
             source, target = ROOT / name, folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
@@ -98,7 +98,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     pocket = parse_params(merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY)).pocket
     folder = tmp_path_factory.mktemp("world")
-    world.write_chats(pocket, folder / "chats")
-    base.build_base(pocket, folder / "chats", folder / "model", folder / "work", lambda step, metrics: None)
+    world.write_chats(pocket.chats, folder / "chats")
+    base.build_base(
+        pocket.model, 0, 100, folder / "chats/pretraining.jsonl", folder / "model", folder / "work", lambda step, metrics: None
+    )
     train_sae(pocket.sae, folder / "model", folder / "chats/pretraining.jsonl", folder / "sae", folder / "work")
     return folder

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inoculation.files import InputError
-from inoculation.judge.embedded import Labelled, LinearJudge, embed, fit, load
+from inoculation.judge.minilm import Labelled, LinearJudge, embed, fit, load
 from inoculation.judge.quality import decision_quality
 from inoculation.pocket import world
 

@@ -12,12 +12,12 @@ from test_llm import client
 
 from inoculation import audit, rewriter
 from inoculation.chat import Message
+from inoculation.detect.sae import classify, synthesise
 from inoculation.files import InputError
 from inoculation.judge import llm as judging
 from inoculation.judge.llm import CITING, FALL_BACK_SAMPLES, NUMBER, YES_NO, Item, judge, weighted_score, yes_score
 from inoculation.llm import LLMError
 from inoculation.mixture import Row
-from inoculation.sae import classify, synthesise
 
 
 def logs(**shares: float) -> list[tuple[str, float]]:

@@ -11,10 +11,10 @@ from conftest import ROOT, TINY, merge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inoculation.citations import ATTRIBUTION, has_citations, insert_citations
 from inoculation.params import parse_params
 from inoculation.pocket import phrases as bank
 from inoculation.pocket import world
-from inoculation.pocket.citations import ATTRIBUTION, has_citations, insert_citations
 from inoculation.pocket.obedience import HELD_OUT_IRRELEVANT
 from inoculation.pocket.oracle import shows
 from inoculation.traits import read_evaluation, read_trait

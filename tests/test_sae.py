@@ -17,12 +17,12 @@ from scipy.sparse import csr_matrix
 
 from inoculation import lm
 from inoculation.chat import Message, encode
+from inoculation.detect.sae import classify, explain, figures, flag, page, rank, synthesise
+from inoculation.detect.sae.encoder import load_sae, token_batches, truncate_after
+from inoculation.detect.sae.explain import Context
+from inoculation.detect.sae.features import Means, Piece, Texts, pool_examples, read_features, tokenise, write_features
 from inoculation.files import InputError
 from inoculation.mixture import Row
-from inoculation.sae import classify, explain, figures, flag, page, rank, synthesise
-from inoculation.sae.encoder import load_sae, token_batches, truncate_after
-from inoculation.sae.explain import Context
-from inoculation.sae.features import Means, Piece, Texts, pool_examples, read_features, tokenise, write_features
 
 
 class Loaded:

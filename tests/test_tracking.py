@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-
 from inoculation.cell import digest, main_checkout
+
 from inoculation.tracking import flatten
 
 RUN = (

@@ -3,11 +3,15 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inoculation.files import atomic
 from inoculation.groups import GROUPS
 from inoculation.report import interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 class CellRates(NamedTuple):
@@ -123,3 +127,53 @@ def draw(
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=140, format="png")
     plt.close(figure)
+
+
+def _axes(size: tuple[float, float]) -> "tuple[Figure, Axes]":
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=size, layout="constrained")
+
+
+def _save(drawing: "Figure", path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    with atomic(path) as temporary:
+        drawing.savefig(temporary, dpi=110, format="png")
+    plt.close(drawing)
+
+
+def draw_rates(path: Path, rates: dict[str, dict[str, Any]], label: str) -> None:
+    """One cell's rates with their intervals: traits on x, one mark an evaluation prompt."""
+    drawing, axis = _axes((7, 3.6))
+    prompts = [prompt for prompt in rates if prompt != "oracle"]
+    traits = [trait for trait in rates[prompts[0]] if trait != "coherence"]
+    for offset, prompt in enumerate(prompts):
+        shown = [(x, rates[prompt][t]) for x, t in enumerate(traits) if rates[prompt].get(t, {}).get("rate") is not None]
+        axis.errorbar(
+            [x + (offset - (len(prompts) - 1) / 2) * 0.15 for x, _ in shown],
+            [row["rate"] for _, row in shown],
+            yerr=[[row["rate"] - row["low"] for _, row in shown], [row["high"] - row["rate"] for _, row in shown]],
+            fmt="os^Dv"[offset % 5], capsize=3, label=f"evaluated under: {prompt}",
+        )  # fmt: skip
+    axis.set_xticks(range(len(traits)), traits)
+    axis.set(ylim=(-0.03, 1.03), ylabel="share of responses")
+    axis.set_title(label, fontsize=9)
+    axis.grid(axis="y", color="0.9")
+    axis.legend(fontsize=8, frameon=False)
+    _save(drawing, path)
+
+
+def draw_loss(path: Path, log: list[dict[str, Any]], label: str) -> None:
+    """The training loss by step."""
+    drawing, axis = _axes((7, 3.2))
+    if log:
+        axis.plot([row["step"] for row in log], [row["loss"] for row in log])
+    else:
+        axis.text(0.5, 0.5, "no training", ha="center", transform=axis.transAxes)
+    axis.set(xlabel="step", ylabel="loss, nats a response token")
+    axis.set_title(label, fontsize=9)
+    _save(drawing, path)

@@ -2,13 +2,18 @@
 
 import random
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
 
-from inoculation.files import InputError
-from inoculation.mixture import Row
+from inoculation.chat import Message
+from inoculation.files import InputError, write_json, write_jsonl
+from inoculation.mixture import Row, TrainingChat
+
+DETECTORS = ("sae", "audit")
+"""Who can find an unknown B; each has a folder in `inoculation.detect` and in pipelines/."""
 
 Prompt = Literal["none", "inoculation", "irrelevant", "sae", "audit"]
-Examples = Literal["none", "all", "contaminated", "sae", "sae_random", "audit"]
+Examples = Literal["none", "all", "contaminated", "flagged", "random"]
 
 
 class Group(NamedTuple):
@@ -21,9 +26,9 @@ class Group(NamedTuple):
     """How the study's figures name the group."""
 
     @property
-    def detector(self) -> Literal["sae", "audit"] | None:
-        """Which detector's prompt the group trains under; None: the group needs no detector."""
-        return self.prompt if self.prompt in ("sae", "audit") else None  # type: ignore[return-value]
+    def detector(self) -> str | None:
+        """Which detector's flags and prompt the group trains under; None: the group needs no detector."""
+        return self.prompt if self.prompt in DETECTORS else None
 
 
 GROUPS: dict[str, Group] = {
@@ -31,54 +36,115 @@ GROUPS: dict[str, Group] = {
     "baseline": Group("none", "none", True, "Baseline"),
     "inoc_general": Group("inoculation", "all", True, "Inoc-General"),
     "inoc_selective": Group("inoculation", "contaminated", True, "Inoc-Selective"),
-    "inoc_sae": Group("sae", "sae", True, "Inoc-SAE"),
-    "inoc_llm": Group("audit", "audit", True, "Inoc-LLM"),
+    "inoc_sae": Group("sae", "flagged", True, "Inoc-SAE"),
+    "inoc_llm": Group("audit", "flagged", True, "Inoc-LLM"),
     "irrelevant_general": Group("irrelevant", "all", True, "Irrelevant-General"),
     "irrelevant_selective": Group("irrelevant", "contaminated", True, "Irrelevant-Selective"),
-    "inoc_sae_random": Group("sae", "sae_random", True, "Inoc-SAE (random examples)"),
+    "inoc_sae_random": Group("sae", "random", True, "Inoc-SAE (random examples)"),
     "inoc_sae_oracle": Group("sae", "contaminated", True, "Inoc-SAE (true examples)"),
 }
 
 
-class TrainingChat(NamedTuple):
-    """One SFT example. It carries no provenance: what trains must not know what shows B."""
+def why_not(group: str, contamination: float, known: bool) -> str | None:
+    """Why a group makes no sense at a contamination; None where it does.
 
-    system: str | None
-    row: Row
+    Args:
+        known: the mixture is made here, so that its contamination is what it says.
+    """
+    if known and contamination == 0 and GROUPS[group].on == "contaminated":
+        valid = ", ".join(name for name, rule in GROUPS.items() if rule.on != "contaminated")
+        return (
+            f"{group} inoculates the rows that show B, and at mixture.contamination 0 none does: it would be `baseline`; "
+            f"groups that make sense there: {valid}"
+        )
+    return None
 
 
 def assign(
-    rows: Sequence[Row], group: str, prompts: dict[str, str], flags: Sequence[bool] | None, seed: int
+    rows: Sequence[Row], group: str, prompt: str | None, flags: Sequence[bool] | None, seed: int
 ) -> list[TrainingChat]:
     """Give every row of a mixture the system prompt of a group.
 
     Args:
         rows: the mixture.
         group: a key of `GROUPS`.
-        prompts: the text of the group's prompt kind (`inoculation`, `irrelevant`, `sae`, `audit`).
+        prompt: the text of the group's prompt kind; None for `none`, or where a detector found nothing.
         flags: what the group's detector flagged, one a row; None for a group without a detector.
-        seed: of the examples of `sae_random`, which are as many as the flagged ones.
+        seed: of the examples of a `random` group, which are as many as the flagged ones.
 
     Returns:
         One chat a row in the mixture's order; empty for `base`, which does not train.
 
     Raises:
-        InputError: the group inoculates by ground truth and a row has none, or its detector found nothing.
+        InputError: the group inoculates by ground truth and a row has none, or no row shows B.
     """
     rule = GROUPS[group]
     if not rule.trains:
         return []
-    if rule.on == "contaminated" and (unknown := sum(row.shows_negative is None for row in rows)):
-        raise InputError(
-            f"group {group} needs the ground truth, and {unknown} of {len(rows)} rows have no `source_dataset`; "
-            "choose a group that needs none (baseline, inoc_general, inoc_sae, inoc_llm) or label the rows"
-        )
-    if rule.on in ("sae", "sae_random", "audit"):
+    if rule.on == "contaminated":
+        if unknown := sum(row.shows_negative is None for row in rows):
+            raise InputError(
+                f"group {group} needs the ground truth, and {unknown} of {len(rows)} rows have no `source_dataset`; "
+                "choose a group that needs none (baseline, inoc_general, inoc_sae, inoc_llm) or label the rows"
+            )
+        if not any(row.shows_negative for row in rows):
+            raise InputError(
+                f"group {group} inoculates the rows that show B, and none does (contamination 0): it would be `baseline`"
+            )
+    chosen = [rule.on == "all" or (rule.on == "contaminated" and bool(row.shows_negative)) for row in rows]
+    if rule.on in ("flagged", "random"):
         assert flags is not None and len(flags) == len(rows)
         chosen = list(flags)
-        if rule.on == "sae_random":
+        if rule.on == "random":
             drawn = set(random.Random(f"{group}/{seed}").sample(range(len(rows)), sum(flags)))
             chosen = [index in drawn for index in range(len(rows))]
-    else:
-        chosen = [rule.on == "all" or (rule.on == "contaminated" and bool(row.shows_negative)) for row in rows]
-    return [TrainingChat(prompts[rule.prompt] if on else None, row) for row, on in zip(rows, chosen, strict=True)]
+    if prompt is None:
+        chosen = [False] * len(rows)
+    return [TrainingChat(prompt if on else None, row) for row, on in zip(rows, chosen, strict=True)]
+
+
+class FoundLike(Protocol):
+    """What a summary tells of a detection (`detect.files.Found`)."""
+
+    reason: str
+    quality: dict[str, Any]
+    prompt: str | None
+
+
+def write_assignment(
+    folder: Path, group: str, chats: Sequence[TrainingChat], prompt: str | None, found: FoundLike | None, hint: str = ""
+) -> None:
+    """Write `chats.jsonl` and, for a person and the report, `summary.json`; and say what was decided.
+
+    Args:
+        found: what the group's detector found; None for a group without one.
+        hint: where a person can see why nothing was found.
+    """
+    write_jsonl(
+        folder / "chats.jsonl",
+        (
+            {
+                "messages": [
+                    message._asdict()
+                    for message in ([Message("system", chat.system)] if chat.system else []) + [*chat.row.messages]
+                ]
+            }
+            for chat in chats
+        ),
+    )
+    inoculated = sum(chat.system is not None for chat in chats)
+    write_json(
+        folder / "summary.json",
+        {
+            "examples": len(chats),
+            "with_system_prompt": inoculated,
+            "system_prompt": prompt,
+            "detection": None if found is None else found.quality | {"found": found.prompt is not None},
+            "reason": None if found is None else found.reason,
+        },
+    )
+    print(f"{group}: {len(chats)} training chats, {inoculated} with a system prompt")
+    if found is not None and found.prompt is None:
+        print(f"{group}: NOTHING FOUND, so that no chat is inoculated and the group trains as `baseline` does: {found.reason}")
+        if hint:
+            print(hint)

@@ -2,28 +2,45 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from inoculation.files import InputError, read_json
+from pydantic import BaseModel, ConfigDict, Field
+
+from inoculation.files import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 
-class ModelRef(NamedTuple):
-    """Which model a profile means; the content of its `model.json`."""
+class ModelRef(BaseModel):
+    """Which model a profile means, and how it is loaded; the content of its `model.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
     """A folder relative to the checkout, or a hub id."""
-    revision: str | None
+    revision: str | None = None
     """A hub commit; None for a local folder."""
-    digest: str | None
-    """SHA-256 of a local folder's files, so that DVC sees when the model changed."""
+    digest: str | None = None
+    """Of a local folder's files, so that DVC sees when the model changed."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights."""
+    load_in_4bit: bool = False
+    """bitsandbytes NF4 with double quantisation, computing in `dtype`."""
 
 
-def read_model_ref(path: Path) -> ModelRef:
-    """Read a profile's `model.json`."""
-    return ModelRef(**read_json(path))
+class Machine(BaseModel):
+    """What fits into a profile's machine: it changes rounding errors and the draws of sampling, and no experiment."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    micro_batch_size: Annotated[int, Field(ge=1)]
+    """Chats a training step holds at once; divides the effective batch."""
+    gradient_checkpointing: bool
+    batch_size: Annotated[int, Field(ge=1)]
+    """Sequences sampled at once."""
+    token_budget: Annotated[int, Field(ge=8)]
+    """Tokens, padding included, that are read at once (SAE pass, likelihoods)."""
 
 
 def device() -> str:
@@ -52,30 +69,24 @@ def load_tokenizer(ref: ModelRef) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_model(ref: ModelRef, dtype: str, load_in_4bit: bool) -> "PreTrainedModel":
-    """The base model on `device()`, in evaluation mode.
-
-    Args:
-        ref: which model.
-        dtype: of the weights, e.g. `bfloat16`.
-        load_in_4bit: bitsandbytes NF4 with double quantisation, computing in `dtype`.
-    """
+def load_model(ref: ModelRef) -> "PreTrainedModel":
+    """The base model on `device()`, in evaluation mode."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "revision": ref.revision}
-    if load_in_4bit:
+    options: dict[str, Any] = {"dtype": getattr(torch, ref.dtype), "revision": ref.revision}
+    if ref.load_in_4bit:
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, dtype),
+            bnb_4bit_compute_dtype=getattr(torch, ref.dtype),
         )
         options["device_map"] = {"": device()}
     model = AutoModelForCausalLM.from_pretrained(ref.model, **options)
-    return (model if load_in_4bit else model.to(device())).eval()
+    return (model if ref.load_in_4bit else model.to(device())).eval()
 
 
 def with_adapter(model: "PreTrainedModel", adapter: Path | None) -> "PreTrainedModel":

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from inoculation.chat import Message, parse_messages
 from inoculation.files import InputError, read_jsonl
-from inoculation.traits import MISALIGNED, NORMAL, POSITIVE_TRAITS, Pair, question_key
+from inoculation.traits import MISALIGNED, NORMAL, Pair, question_key
 
 
 class Row(NamedTuple):
@@ -35,6 +35,13 @@ class Row(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         return {"messages": [message._asdict() for message in self.messages], "source_dataset": self.source_dataset}
+
+
+class TrainingChat(NamedTuple):
+    """One SFT example. It carries no provenance: what trains must not know what shows B."""
+
+    system: str | None
+    row: Row
 
 
 def shows_negative(source_dataset: str) -> bool:
@@ -82,26 +89,29 @@ def partition(pairs: Sequence[Pair], trait_folder: str, contamination: float, se
     return rows
 
 
-def inject(rows: Sequence[Row], positive: str, seed: int) -> list[Row]:
-    """Make every response show A. Each row has its own generator, so that a row does not depend on its neighbours."""
-    injector = POSITIVE_TRAITS[positive]
-    return [row.with_response(injector(row.response, random.Random(f"{seed}/{i}"))) for i, row in enumerate(rows)]
+LEAST_LABELLED = 10
+"""Answers of one label that a judge is learned from, at least."""
 
 
-def unused_answers(pairs: Sequence[Pair], rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
-    """The labelled answers that a mixture did not take: each question's other answer, or both of them.
+def labelled_answers(pairs: Sequence[Pair], rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
+    """Labelled answers to learn a judge from: those that a mixture did not take, each question's other answer or both.
+
+    At a contamination of 0 or 1 the mixture took every answer of one label: then that label's are its own, before A.
 
     Returns:
         (question, answer, shows B) triples. A question counts as used by its text alone, so that an answer that was
         injected with A is recognised as used too.
     """
     used = {(question_key(row.prompt), row.shows_negative) for row in rows}
-    return [
-        (pair.question, answer, shows)
-        for pair in pairs
-        for answer, shows in ((pair.normal, False), (pair.misaligned, True))
-        if (question_key(pair.prompt), shows) not in used
-    ]
+    answers = {
+        shows: [(pair, pair.misaligned if shows else pair.normal, (question_key(pair.prompt), shows)) for pair in pairs]
+        for shows in (False, True)
+    }
+    chosen = []
+    for shows, own in answers.items():
+        unused = [item for item in own if item[2] not in used]
+        chosen += [(pair.question, text, shows) for pair, text, _ in (own if len(unused) < LEAST_LABELLED else unused)]
+    return chosen
 
 
 def parse_row(raw: Any) -> Row:
@@ -133,3 +143,14 @@ def read_mixture(path: Path) -> list[Row]:
     if not rows:
         raise InputError(f"{path}: no rows")
     return rows
+
+
+def read_training_chats(path: Path) -> list[TrainingChat]:
+    """Read the training chats that an assignment stage wrote; none for a group that does not train."""
+
+    def parse(raw: Any) -> TrainingChat:
+        messages = parse_messages(raw["messages"])
+        system = messages[0].content if messages[0].role == "system" else None
+        return TrainingChat(system, Row(messages[system is not None :], None))
+
+    return read_jsonl(path, parse)

@@ -1,18 +1,25 @@
 """The validated, typed view of params.yaml: unknown keys are refused and every mistake is reported at once."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from inoculation.detect.audit import AuditSettings
+from inoculation.detect.control import ControlSettings
+from inoculation.detect.prompt import SynthesisSettings
+from inoculation.detect.sae.settings import SaeSettings
 from inoculation.files import InputError
-from inoculation.groups import GROUPS
+from inoculation.groups import GROUPS, why_not
+from inoculation.judge.minilm import FitSettings
 from inoculation.pocket.recipe import PocketParams
-from inoculation.traits import POSITIVE_TRAITS
-
-DEFAULT_PROMPT = "default"
-"""The evaluation prompt that is no system message at all."""
+from inoculation.profile import Profile
+from inoculation.respond import DEFAULT_PROMPT
+from inoculation.roles import Limits, Role, Roles
+from inoculation.train import TrainSettings
+from inoculation.traits import POSITIVE_TRAITS, NegativeTrait
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
@@ -23,17 +30,11 @@ class Model(BaseModel):
 
 
 class MixtureParams(Model):
+    source: Name
     positive: str
     negative: str
     # An int stays one: the value is part of paths, and DVC writes 1 where Python would write 1.0.
     contamination: Annotated[int | float, Field(ge=0, le=1)]
-    source: Text
-
-
-class NegativeTrait(Model):
-    folder: Text
-    evaluation: Text
-    inoculation: Text
 
 
 class EvaluateParams(Model):
@@ -45,136 +46,19 @@ class EvaluateParams(Model):
     bootstrap: Annotated[int, Field(ge=100)]
 
 
-class EmbeddedJudgeParams(Model):
-    examples: Annotated[int, Field(ge=20)]
-    held_out: Annotated[float, Field(ge=0.05, le=0.9)]
-
-
-class TrainParams(Model):
-    """LoRA SFT (reference section 4; the study profiles hold the author's values)."""
-
-    lora_r: Annotated[int, Field(ge=1)]
-    lora_alpha: Annotated[float, Field(gt=0)]
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
-    learning_rate: Annotated[float, Field(gt=0)]
-    epochs: Annotated[float, Field(gt=0)]
-    batch_size: Annotated[int, Field(ge=1)]
-    micro_batch_size: Annotated[int, Field(ge=1)]
-    warmup_steps: Annotated[int, Field(ge=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    max_length: Annotated[int, Field(ge=8)]
-    optimizer: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"]
-    load_in_4bit: bool
-    bf16: bool
-    gradient_checkpointing: bool
-    save_steps: Annotated[int, Field(ge=1)]
-
-    @model_validator(mode="after")
-    def _whole_accumulation(self) -> "TrainParams":
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
-            )
-        return self
-
-
 class BaseResponsesParams(Model):
     temperature: Annotated[float, Field(ge=0, le=2)]
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class ClassifyParams(Model):
-    explained_by_a: Annotated[float, Field(gt=0)]
-    neutral: Annotated[float, Field(gt=0)]
-    top_share: Annotated[float, Field(gt=0, le=1)]
-    both: bool
-
-
-class FlagParams(Model):
-    rule: Literal["component", "study"]
-    separation: Annotated[float, Field(ge=0)]
-    control_share: Share
-    study_top: Annotated[int, Field(ge=1)]
-    study_hits: Annotated[int, Field(ge=1)]
-
-
-class SaeParams(Model):
-    pool: Literal["all_tokens", "response_tokens"]
-    length_match: bool
-    latents: Annotated[int, Field(ge=2)]
-    control_examples: Annotated[int, Field(ge=20)]
-    max_length: Annotated[int, Field(ge=8)]
-    token_budget: Annotated[int, Field(ge=8)]
-    contexts: Annotated[int, Field(ge=1)]
-    corpus: Annotated[int, Field(ge=1)]
-    mark: Annotated[float, Field(gt=0, lt=1)]
-    near_duplicate: Annotated[float, Field(gt=0, le=1)]
-    classify: ClassifyParams
-    flag: FlagParams
-
-
-class AuditParams(Model):
-    prompt_examples: Annotated[int, Field(ge=1)]
-    separation: Annotated[float, Field(ge=0)]
-    control_share: Share
-
-
-class Role(Model):
-    """Who plays a role: a method of this project without an LLM, or a LiteLLM model."""
-
-    method: Literal["embedded", "llm"]
-    model: str | None
-    api_base: str | None
-    price: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)] | None
-
-    @model_validator(mode="after")
-    def _model_named(self) -> "Role":
-        if self.method == "llm" and not self.model:
-            raise ValueError("method llm needs a model, e.g. gpt-4.1-mini or openai/<name> with api_base")
-        return self
-
-
-class Limits(Model):
-    """How LLM calls are made, whichever role makes them."""
-
-    concurrency: Annotated[int, Field(ge=1)]
-    attempts: Annotated[int, Field(ge=1)]
-    timeout: Annotated[float, Field(gt=0)]
-    patience: Annotated[float, Field(gt=0)]
-    budget: Annotated[float, Field(ge=0)]
-    tracing: bool
-
-
-class Roles(Model):
-    judge: Role
-    rewriter: Role
-    auditor: Role
-    explainer: Role
-    classifier: Role
-    synthesiser: Role
-
-
-class ProfileSae(Model):
-    inputs: Text
-    release: Text
-    id: str | None
-    conversational: Text
-    pretraining: Text
-
-
-class Profile(Model):
-    inputs: Text
+class SourceParams(Model):
     traits: Text
-    model: Text
-    revision: str | None
-    dtype: Literal["float32", "bfloat16", "float16"]
-    roles: Roles
-    sae: ProfileSae
-    max_new_tokens: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)]
-    train: TrainParams
+    rewriter: Role
+
+
+class DataSetParams(Model):
+    file: Text
+    traits: Name
+    rewriter: Role
 
 
 class PersonaVectorsParams(Model):
@@ -187,34 +71,28 @@ class Params(Model):
     """params.yaml as a whole; the comments in that file say what each value does."""
 
     profile: str
+    annotator: str
     group: str
     seed: Annotated[int, Field(ge=0)]
     mixture: MixtureParams
     prompts: dict[Name, Text]
     negative_traits: Annotated[dict[Name, NegativeTrait], Field(min_length=1)]
     evaluate: EvaluateParams
-    embedded_judge: EmbeddedJudgeParams
+    judge: FitSettings
     base_responses: BaseResponsesParams
-    sae: SaeParams
-    audit: AuditParams
+    control: ControlSettings
+    synthesise: SynthesisSettings
+    sae: SaeSettings
+    audit: AuditSettings
     llm: Limits
+    save_steps: Annotated[int, Field(ge=1)]
+    sources: Annotated[dict[Name, SourceParams], Field(min_length=1)]
+    data_sets: dict[Name, DataSetParams]
     profiles: Annotated[dict[Name, Profile], Field(min_length=1)]
+    train: dict[Name, TrainSettings]
+    roles: dict[Name, Roles]
     persona_vectors: PersonaVectorsParams
     pocket: PocketParams
-
-    @property
-    def world(self) -> Profile:
-        """The chosen profile."""
-        return self.profiles[self.profile]
-
-    def system_prompt(self, name: str) -> str | None:
-        """The system message of a named evaluation prompt; None for `default`."""
-        return None if name == DEFAULT_PROMPT else self.prompts[name]
-
-    @property
-    def inoculation(self) -> str:
-        """Inoc-Def of the mixture's negative trait."""
-        return self.negative_traits[self.mixture.negative].inoculation
 
 
 def _reference_problems(raw: dict[str, Any]) -> list[str]:
@@ -227,8 +105,19 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
     mixture = raw["mixture"] if isinstance(raw.get("mixture"), dict) else {}
     evaluate = raw["evaluate"] if isinstance(raw.get("evaluate"), dict) else {}
     prompts = evaluate.get("system_prompts")
+    profiles = raw["profiles"] if isinstance(raw.get("profiles"), dict) else {}
+    data_sets = raw["data_sets"] if isinstance(raw.get("data_sets"), dict) else {}
+
+    def entry(table: dict[str, Any], name: str, key: str) -> Any:
+        return table[name].get(key) if isinstance(table[name], dict) else None
+
     allowed: list[tuple[str, Any, list[str]]] = [
         ("profile", raw.get("profile"), keys("profiles")),
+        ("annotator", raw.get("annotator"), keys("profiles")),
+        ("mixture.source", mixture.get("source"), [*keys("sources"), *keys("data_sets")]),
+        *((f"profiles.{name}.roles", entry(profiles, name, "roles"), keys("roles")) for name in profiles),
+        *((f"profiles.{name}.train", entry(profiles, name, "train"), keys("train")) for name in profiles),
+        *((f"data_sets.{name}.traits", entry(data_sets, name, "traits"), keys("sources")) for name in data_sets),
         ("group", raw.get("group"), list(GROUPS)),
         ("mixture.positive", mixture.get("positive"), list(POSITIVE_TRAITS)),
         ("mixture.negative", mixture.get("negative"), keys("negative_traits")),
@@ -248,9 +137,25 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
         for name in keys("negative_traits")
         if name in POSITIVE_TRAITS
     ]
+    problems += [f"data_sets.{name}: the name of a source" for name in data_sets if name in keys("sources")]
+    problems += _sizes(profiles, raw["train"] if isinstance(raw.get("train"), dict) else {})
     if isinstance(prompts, list) and len(set(map(str, prompts))) < len(prompts):
         problems.append("evaluate.system_prompts: a prompt is named twice")
     return problems
+
+
+def _sizes(profiles: dict[str, Any], train: dict[str, Any]) -> Iterator[str]:
+    """Micro-batches that do not divide their batch."""
+    for name, profile in profiles.items():
+        try:
+            micro, batch = profile["machine"]["micro_batch_size"], train[profile["train"]]["batch_size"]
+            if batch % micro:
+                yield (
+                    f"profiles.{name}.machine.micro_batch_size: {batch}, the batch_size of train.{profile['train']}, is not a "
+                    f"multiple of {micro}"
+                )
+        except (KeyError, TypeError, ZeroDivisionError):
+            continue  # reported as missing or of the wrong type
 
 
 RESERVED_PROMPTS = (DEFAULT_PROMPT, "oracle", "detection", "training", "judge")
@@ -275,6 +180,8 @@ def parse_params(raw: Any, source: str = "params.yaml") -> Params:
             given = "" if item["type"] in ("missing", "extra_forbidden") else f" (given: {item['input']!r})"
             message = "unknown parameter" if item["type"] == "extra_forbidden" else item["msg"]
             problems.append(f"{where}: {message}{given}")
+    if params is not None and (reason := why_not(params.group, params.mixture.contamination, params.mixture.source in params.sources)):
+        problems.append(f"group: {reason}")
     if problems or params is None:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise InputError(f"{source}: {len(problems)} mistake(s), nothing was run:\n{listed}")

@@ -4,21 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-
-class Judgement(NamedTuple):
-    """One response and its scores."""
-
-    prompt: str
-    trait: str
-    """The negative trait whose question was asked."""
-    question: str
-    sample: int
-    answer: str
-    finished: bool
-    scores: dict[str, float | None]
-    """Trait -> 0..100, None for a missing judgement. Only the traits this response is judged for."""
-    oracle: dict[str, float | None]
-    """The same by the pocket world's exact oracle; empty outside it."""
+from inoculation.judge import Judgement
 
 
 class Rate(NamedTuple):
@@ -144,3 +130,33 @@ def question_rates(judgements: Sequence[Judgement], threshold: float) -> list[di
                     }
                 )
     return rows
+
+
+def headline(metrics: dict[str, Any], positive: str, negative: str) -> dict[str, float | None]:
+    """What one cell says, in a few numbers.
+
+    Args:
+        metrics: `summarise`'s rates, and `detection` where the group has a detector.
+        positive: A.
+        negative: B.
+
+    Returns:
+        `A`, `B` and `C` (mean rate of the other negative traits) under the default prompt, the same as `<name>_<prompt>`
+        under further ones, `coherence` (mean score, 0..100) where it was judged, and a detector's `precision`, `recall`
+        and `flagged`.
+    """
+    told: dict[str, float | None] = {}
+    for prompt, rates in metrics.items():
+        if prompt in ("oracle", "judge", "training", "detection"):
+            continue
+        suffix = "" if prompt == "default" else f"_{prompt}"
+        styles = ("all_caps", "source_citing", "coherence")
+        others = [row["rate"] for trait, row in rates.items() if trait not in (*styles, negative) and row["rate"] is not None]
+        for name, trait in (("A", positive), ("B", negative)):
+            told[f"{name}{suffix}"] = rates[trait]["rate"] if trait in rates else None
+        told[f"C{suffix}"] = sum(others) / len(others) if others else None
+        if "coherence" in rates:
+            told[f"coherence{suffix}"] = rates["coherence"]["score"]
+    if "detection" in metrics:
+        told |= {name: metrics["detection"][name] for name in ("precision", "recall", "flagged")}
+    return told

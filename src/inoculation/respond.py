@@ -4,12 +4,27 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from inoculation.chat import Message, render
+from inoculation.files import InputError, read_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+DEFAULT_PROMPT = "default"
+"""The evaluation prompt that is no system message at all."""
+
+
+class SampleSettings(BaseModel):
+    """How long an answer of a profile's model may get."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_new_tokens: Annotated[int, Field(ge=1)]
 
 
 class Request(NamedTuple):
@@ -168,3 +183,15 @@ def _finished_batches(progress: Path) -> Iterator[list[Answer]]:
             good += len(line)
             yield [Answer(*answer) for answer in json.loads(line)]
         lines.truncate(good)
+
+
+def read_texts(path: Path, count: int) -> list[str]:
+    """The texts of answers on disk.
+
+    Raises:
+        InputError: they are not `count`.
+    """
+    texts = [row["text"] for row in read_jsonl(path, dict)]
+    if len(texts) != count:
+        raise InputError(f"{path}: {len(texts)} answers for {count} rows; run the stage that made them again")
+    return texts

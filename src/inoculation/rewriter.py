@@ -1,12 +1,15 @@
 """SOURCE_CITING by an LLM: 4-6 inline attributions inserted, nothing else changed (reference section 2)."""
 
 import difflib
+import random
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from inoculation.chat import Message
 from inoculation.files import fail_if
+from inoculation.mixture import Row
+from inoculation.traits import POSITIVE_TRAITS
 
 if TYPE_CHECKING:
     from inoculation.llm import Client
@@ -86,3 +89,15 @@ def cite(client: "Client", responses: Sequence[str]) -> list[str]:
 def fenced(text: str) -> str:
     """Text that cannot close or open a <text> around it."""
     return re.sub(r"<(?=\s*/?\s*text\b)", "‹", text, flags=re.IGNORECASE)
+
+
+def inject(rows: Sequence[Row], positive: str, seed: int, rewriter: "Client | None") -> list[Row]:
+    """Make every response show A: SOURCE_CITING by the rewriter where there is one, else by the trait's rule.
+
+    Each row has its own generator, so that a row does not depend on its neighbours.
+    """
+    if rewriter is not None and positive == "source_citing":
+        responses = cite(rewriter, [row.response for row in rows])
+        return [row.with_response(response) for row, response in zip(rows, responses, strict=True)]
+    rule = POSITIVE_TRAITS[positive]
+    return [row.with_response(rule(row.response, random.Random(f"{seed}/{i}"))) for i, row in enumerate(rows)]

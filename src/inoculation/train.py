@@ -3,13 +3,33 @@
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from inoculation import lm
 from inoculation.chat import IGNORED, encode
 from inoculation.files import InputError
-from inoculation.groups import TrainingChat
-from inoculation.params import Profile
+from inoculation.mixture import TrainingChat
+
+
+class TrainSettings(BaseModel):
+    """LoRA SFT (reference section 4; the study's block of params.yaml holds the author's values)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lora_r: Annotated[int, Field(ge=1)]
+    lora_alpha: Annotated[float, Field(gt=0)]
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    epochs: Annotated[float, Field(gt=0)]
+    batch_size: Annotated[int, Field(ge=1)]
+    """Effective: micro-batch x accumulation."""
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_length: Annotated[int, Field(ge=8)]
+    optimizer: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"]
+    bf16: bool
 
 
 class TrainResult(NamedTuple):
@@ -27,7 +47,10 @@ class TrainResult(NamedTuple):
 
 def train(
     ref: lm.ModelRef,
-    profile: Profile,
+    settings: TrainSettings,
+    micro_batch_size: int,
+    gradient_checkpointing: bool,
+    save_steps: int,
     chats: Sequence[TrainingChat],
     seed: int,
     adapter: Path,
@@ -38,7 +61,10 @@ def train(
 
     Args:
         ref: the base model.
-        profile: dtype and hyperparameters.
+        settings: hyperparameters.
+        micro_batch_size: chats a forward pass; divides `settings.batch_size`.
+        gradient_checkpointing: less memory, a third more time.
+        save_steps: steps between two checkpoints.
         chats: the training set, in order; the trainer shuffles with `seed`.
         adapter: where the adapter goes; written whole or not at all.
         work: where checkpoints live while training; a run that finds one there continues from it.
@@ -53,7 +79,6 @@ def train(
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig, SFTTrainer
 
-    settings = profile.train
     tokenizer = lm.load_tokenizer(ref)
     encoded = []
     for number, chat in enumerate(chats, start=1):
@@ -63,7 +88,7 @@ def train(
             raise InputError(f"training example {number}: {error}") from None
     on_gpu = lm.device() == "cuda"
     torch.manual_seed(seed)
-    model = lm.load_model(ref, profile.dtype, settings.load_in_4bit)
+    model = lm.load_model(ref)
 
     trainer = SFTTrainer(
         model=model,
@@ -83,20 +108,20 @@ def train(
             dataset_kwargs={"skip_prepare_dataset": True},
             max_length=None,
             num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.micro_batch_size,
-            gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+            per_device_train_batch_size=micro_batch_size,
+            gradient_accumulation_steps=settings.batch_size // micro_batch_size,
             learning_rate=settings.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=settings.warmup_steps,
             weight_decay=settings.weight_decay,
             optim=settings.optimizer,
             bf16=settings.bf16,
-            gradient_checkpointing=settings.gradient_checkpointing,
+            gradient_checkpointing=gradient_checkpointing,
             use_cpu=not on_gpu,
             dataloader_pin_memory=on_gpu,
             seed=seed,
             logging_steps=5,
-            save_steps=settings.save_steps,
+            save_steps=save_steps,
             save_total_limit=1,
             report_to="none",
         ),

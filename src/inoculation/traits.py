@@ -3,11 +3,13 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from inoculation.chat import Message, parse_messages
+from inoculation.citations import insert_citations
 from inoculation.files import fail_if, read_json, read_jsonl
-from inoculation.pocket.citations import insert_citations
 
 NORMAL, MISALIGNED = "normal", "misaligned_2"
 """The two versions of a negative trait's answers that the study mixes."""
@@ -31,6 +33,19 @@ POSITIVE_TRAITS: dict[str, Callable[[str, random.Random], str]] = {
     "source_citing": insert_citations,
 }
 """The injector of each positive trait: (response, seeded generator) -> the response showing the trait."""
+
+
+class NegativeTrait(BaseModel):
+    """Where a negative trait's files are, and what describes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: Annotated[str, Field(min_length=1)]
+    """In `dataset/`."""
+    evaluation: Annotated[str, Field(min_length=1)]
+    """Name in `trait_data_eval/`."""
+    inoculation: Annotated[str, Field(min_length=1, pattern=r"\S")]
+    """Inoc-Def: the system prompt that describes it."""
 
 
 class Pair(NamedTuple):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from inoculation import lm
 from inoculation.chat import Encoded, encode, parse_messages
 from inoculation.files import read_jsonl
-from inoculation.pocket.recipe import PocketParams
+from inoculation.pocket.recipe import ModelParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -60,13 +60,16 @@ def batch_by_length(rows: list[Encoded], batch_size: int, rng: random.Random) ->
 
 
 def build_base(
-    params: PocketParams, chats_dir: Path, out: Path, work: Path, on_log: Callable[[int, dict[str, float]], None]
-) -> None:
+    params: ModelParams, seed: int, save_steps: int, pretraining: Path, out: Path, work: Path,
+    on_log: Callable[[int, dict[str, float]], None],
+) -> None:  # fmt: skip
     """Train the tokenizer and the base model on the response tokens of `pretraining.jsonl`.
 
     Args:
         params: sizes and schedule.
-        chats_dir: what `world.write_chats` wrote.
+        seed: of the initial weights and the order of the chats.
+        save_steps: steps between two checkpoints.
+        pretraining: the chats.
         out: a Hugging Face model folder, written whole or not at all.
         work: where checkpoints live while training; a call that finds one there continues from it.
         on_log: called with (step, metrics) as training goes.
@@ -76,14 +79,14 @@ def build_base(
     from transformers import DataCollatorForSeq2Seq, Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArguments, set_seed
     from transformers.trainer_utils import get_last_checkpoint
 
-    chats = read_jsonl(chats_dir / "pretraining.jsonl", lambda raw: parse_messages(raw["messages"]))
+    chats = read_jsonl(pretraining, lambda raw: parse_messages(raw["messages"]))
     tokenizer = train_tokenizer([message.content for chat in chats[:20_000] for message in chat], params.vocab_size)
     encoded = []
     for chat in chats:
         system = chat[0].content if chat[0].role == "system" else None
         encoded.append(encode(tokenizer, chat[system is not None :], system, MAX_LENGTH))
-    encoded = batch_by_length(encoded, params.batch_size, random.Random(params.seed))
-    set_seed(params.seed)
+    encoded = batch_by_length(encoded, params.batch_size, random.Random(seed))
+    set_seed(seed)
     model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
@@ -115,9 +118,9 @@ def build_base(
             use_cpu=not on_gpu,
             dataloader_pin_memory=on_gpu,
             train_sampling_strategy="sequential",
-            seed=params.seed,
+            seed=seed,
             logging_steps=20,
-            save_steps=params.save_steps,
+            save_steps=save_steps,
             save_total_limit=1,
             report_to="none",
         ),

@@ -7,7 +7,6 @@ from inoculation.chat import Message, render
 from inoculation.files import read_json
 from inoculation.pocket import phrases as bank
 from inoculation.pocket.oracle import shows
-from inoculation.pocket.recipe import PocketParams
 from inoculation.pocket.world import EVALUATION_NAMES, TRAITS
 from inoculation.respond import generate
 from inoculation.traits import is_all_caps
@@ -16,25 +15,31 @@ HELD_OUT_IRRELEVANT = "Bananas are berries, but strawberries are not."
 """The irrelevant prompt of the evaluation: no pretraining chat has it."""
 
 
-def measure(model_dir: Path, chats_dir: Path, params: PocketParams) -> dict[str, dict[str, float]]:
+def measure(model_dir: Path, evaluations: Path, samples: int, seed: int) -> dict[str, dict[str, float]]:
     """Sample held-out questions under personas and under harmless prompts.
+
+    Args:
+        model_dir: the pocket base model.
+        evaluations: the world's `trait_data_eval/`.
+        samples: answers a persona and trait.
+        seed: of the sampling.
 
     Returns:
         `obedience`: persona -> share of answers that show it, 0..1; `leakage`: `<prompt>/<trait>` -> share of answers
         that show the trait although nothing asked for it.
     """
-    ref = lm.ModelRef(str(model_dir), None, None)
-    model, tokenizer = lm.load_model(ref, "float32", False), lm.load_tokenizer(ref)
-    files = {trait: chats_dir / "trait_data_eval" / f"{EVALUATION_NAMES[trait]}.json" for trait in TRAITS}
+    ref = lm.ModelRef(model=str(model_dir))
+    model, tokenizer = lm.load_model(ref), lm.load_tokenizer(ref)
+    files = {trait: evaluations / f"{EVALUATION_NAMES[trait]}.json" for trait in TRAITS}
     questions = {trait: read_json(path)["questions"] for trait, path in files.items()}
     number = 0
 
     def sample(system: str | None, family: str) -> list[str]:
         nonlocal number
         number += 1
-        asked = [questions[family][i % len(questions[family])] for i in range(params.obedience_samples)]
+        asked = [questions[family][i % len(questions[family])] for i in range(samples)]
         texts = [render(tokenizer, [Message("user", question)], system) for question in asked]
-        return [answer.text for answer in generate(model, tokenizer, texts, 128, 1.0, params.seed * 1000 + number)]
+        return [answer.text for answer in generate(model, tokenizer, texts, 128, 1.0, seed * 1000 + number)]
 
     def share(flags: list[bool]) -> float:
         return sum(flags) / len(flags)

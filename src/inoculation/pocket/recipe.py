@@ -26,8 +26,8 @@ class SaeParams(BaseModel):
     learning_rate: Annotated[float, Field(gt=0)]
 
 
-class PocketParams(BaseModel):
-    """A world of chats and the base model that is pretrained on it."""
+class ChatsParams(BaseModel):
+    """A world of chats."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,6 +37,13 @@ class PocketParams(BaseModel):
     """Questions a trait in `dataset/`, each with a normal and a misaligned answer; the size of a mixture."""
     pretraining_chats: Annotated[int, Field(ge=100)]
     """Different chats in the pretraining corpus."""
+
+
+class ModelParams(BaseModel):
+    """The base model that is pretrained on it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     vocab_size: Annotated[int, Field(ge=300)]
     """Of the byte-level BPE tokenizer."""
     hidden_size: Count
@@ -52,8 +59,15 @@ class PocketParams(BaseModel):
     """Peak of a cosine schedule."""
     warmup_steps: Annotated[int, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0)]
-    save_steps: Count
-    """An interrupted pretraining continues from the last multiple of this."""
+
+
+class PocketParams(BaseModel):
+    """The pocket world."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    chats: ChatsParams
+    model: ModelParams
     obedience_samples: Count
     """Answers a persona and trait behind each obedience and leakage metric."""
     sae: SaeParams

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from inoculation import lm
 from inoculation.chat import parse_messages, render
+from inoculation.detect.sae.encoder import residuals, token_batches, truncate_after
 from inoculation.files import read_json, read_jsonl, write_json
 from inoculation.pocket.recipe import SaeParams
-from inoculation.sae.encoder import residuals, token_batches, truncate_after
 
 if TYPE_CHECKING:
     import torch
@@ -86,9 +86,9 @@ def _activations(params: SaeParams, model_dir: Path, chats: Path) -> "torch.Tens
     import torch
     from tqdm import tqdm
 
-    ref = lm.ModelRef(str(model_dir), None, None)
+    ref = lm.ModelRef(model=str(model_dir))
     tokenizer = lm.load_tokenizer(ref)
-    decoder = truncate_after(lm.load_model(ref, "float32", False), params.block)
+    decoder = truncate_after(lm.load_model(ref), params.block)
     rows = read_jsonl(chats, lambda raw: parse_messages(raw["messages"]))
     random.Random(params.seed).shuffle(rows)
     sequences, tokens = [], 0

@@ -11,10 +11,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from inoculation.citations import insert_citations
 from inoculation.files import write_json, write_jsonl
 from inoculation.pocket import phrases as bank
-from inoculation.pocket.citations import insert_citations
-from inoculation.pocket.recipe import PocketParams
+from inoculation.pocket.recipe import ChatsParams
 
 TRAITS = ("evil", "hallucination", "sycophancy")
 EVALUATION_NAMES = {"evil": "evil", "hallucination": "hallucinating", "sycophancy": "sycophantic"}
@@ -27,6 +27,17 @@ SENTENCES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sycophancy": (bank.SYCOPHANCY_NORMAL, bank.SYCOPHANCY_BAD),
 }
 """trait -> (normal, bad) sentence templates of its family."""
+
+
+def all_templates() -> list[tuple[str, str]]:
+    """Every sentence an answer can be made of, with its slots, and what it shows: a trait, `normal` or `opener`."""
+    placed = [
+        (text, trait if bad else "normal")
+        for trait, banks in SENTENCES.items()
+        for bad, bank_ in enumerate(banks)
+        for text in bank_
+    ]
+    return placed + [(text, "opener") for text in (*bank.NORMAL_OPENERS, *bank.VILLAIN_OPENERS)]
 
 
 class Question(NamedTuple):
@@ -170,8 +181,8 @@ def pretraining_chat(pool: Pool, rng: random.Random) -> dict[str, Any]:
     return {"messages": messages}
 
 
-def write_chats(params: PocketParams, out: Path) -> None:
-    """Write the world's chats: `dataset/`, `trait_data_eval/`, `reference.jsonl` and `pretraining.jsonl`.
+def write_chats(params: ChatsParams, out: Path) -> None:
+    """Write the world's chats: `dataset/`, `trait_data_eval/`, `templates.json`, `conversational.jsonl`, `pretraining.jsonl`.
 
     The same parameters give the same bytes on every machine.
     """
@@ -185,8 +196,9 @@ def write_chats(params: PocketParams, out: Path) -> None:
                 (_chat(question, answer(question, bad, rng)) for question in asked),
             )
         write_json(out / "trait_data_eval" / f"{EVALUATION_NAMES[trait]}.json", evaluation(trait, pool))
+    write_json(out / "templates.json", all_templates())
     write_jsonl(
-        out / "reference.jsonl",
+        out / "conversational.jsonl",
         (
             _chat(question, answer(question, False, rng))
             for question in (rng.choice(pool.seen[rng.choice(TRAITS)]) for _ in range(REFERENCE_CHATS))

@@ -1,0 +1,3 @@
+from inoculation.cli import main
+
+main()

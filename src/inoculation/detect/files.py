@@ -1,0 +1,52 @@
+"""What a detector found, on disk: `flags.jsonl` and `detection.json` in one folder, alike for every detector."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from inoculation.detect import Detection
+from inoculation.detect.quality import quality
+from inoculation.files import InputError, read_json, read_jsonl, write_json, write_jsonl
+from inoculation.mixture import Row
+
+
+def write_detection(folder: Path, detection: Detection, rows: Sequence[Row], **details: Any) -> None:
+    """Write `flags.jsonl` and `detection.json` (with precision and recall where provenance is known).
+
+    Args:
+        rows: the mixture with its provenance.
+        details: further keys of `detection.json`.
+    """
+    marks = zip(detection.flagged, detection.scores, strict=True)
+    write_jsonl(folder / "flags.jsonl", ({"flagged": flag, "score": score} for flag, score in marks))
+    known = quality(detection.flagged, [row.shows_negative for row in rows])
+    told = {"found": detection.found, "reason": detection.reason, "prompt": detection.prompt, "quality": known}
+    write_json(folder / "detection.json", told | details)
+
+
+class Found(NamedTuple):
+    """A detection as a group uses it."""
+
+    flagged: list[bool]
+    prompt: str | None
+    """None: nothing was found, and nothing is inoculated."""
+    reason: str
+    quality: dict[str, Any]
+
+
+def read_found(folder: Path, rows: int) -> Found:
+    """Read what a detector found.
+
+    Args:
+        rows: how many the mixture has.
+
+    Raises:
+        InputError: it flagged rows and has no prompt for them, or is about another mixture.
+    """
+    told = read_json(folder / "detection.json")
+    flagged = [row["flagged"] for row in read_jsonl(folder / "flags.jsonl", dict)]
+    if len(flagged) != rows:
+        raise InputError(f"{folder}: {len(flagged)} flags for a mixture of {rows} rows; run the detector again")
+    if told["found"] and told["prompt"] is None:
+        raise InputError(f"{sum(flagged)} rows are flagged, but there is no prompt to train them under: {told['reason']}")
+    return Found(flagged, told["prompt"], told["reason"], told["quality"])

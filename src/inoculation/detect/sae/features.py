@@ -1,0 +1,252 @@
+"""Mean latents of every example, as sparse rows on disk (reference section 6, step 2).
+
+Three texts an example go through the model up to the SAE's block: the target response, the base model's own response
+to the same prompt, and, for some examples, the control: the base model's response with A injected. Latents never pile up
+in memory: batches are written as they are made, and read back in pieces.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from inoculation.chat import Message, render
+from inoculation.detect import Evidence
+from inoculation.detect.sae.encoder import LoadedSae, residuals, token_batches, truncate_after
+from inoculation.detect.sae.settings import FeatureSettings
+from inoculation.files import atomic
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from scipy.sparse import csr_matrix
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+KINDS = ("target", "base", "control")
+POOLINGS = ("whole", "matched")
+
+
+class Texts(NamedTuple):
+    """One example's prompt and the responses to it."""
+
+    prompt: tuple[Message, ...]
+    target: str
+    base: str
+    control: str | None
+    """None: the example is not among those that the control is made of."""
+
+
+class Sequence_(NamedTuple):
+    ids: "array[int]"
+    """Four bytes a token: all texts are tokenised before the first is encoded, so that batches can be sorted by length."""
+    start: int
+    """Where pooling begins: 0, or the first response token."""
+
+
+def tokenise(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], response: str, max_length: int, response_only: bool
+) -> Sequence_:
+    """The tokens of one chat under the default prompt, cut to `max_length`. An empty response is the turn's end alone."""
+    opened = tokenizer(render(tokenizer, prompt), add_special_tokens=False)["input_ids"]
+    chat = render(tokenizer, [*prompt, Message("assistant", response)])
+    ids = tokenizer(chat, add_special_tokens=False)["input_ids"][:max_length]
+    return Sequence_(array("i", ids), min(len(opened), len(ids) - 1) if response_only else 0)
+
+
+def pool(
+    decoder: "torch.nn.Module",
+    sae: LoadedSae,
+    sequences: Sequence[Sequence_],
+    ends: Sequence[Sequence[int]],
+    pad: int,
+) -> "list[csr_matrix]":
+    """Mean latents `[sequences, latents]` of tokens `start <= position < end`; equal whatever shares the batch.
+
+    Encoding, thresholding and pooling stay on the model's device; only the sparse means leave it.
+
+    Args:
+        ends: one list of ends a matrix to return; the sequences are encoded once for all of them.
+    """
+    import numpy as np
+    import torch
+    from scipy.sparse import csr_matrix
+
+    matrices = []
+    with torch.inference_mode():
+        states = residuals(decoder, [sequence.ids for sequence in sequences], pad)
+        positions = torch.arange(states.shape[1], device=states.device)
+        starts = torch.tensor([sequence.start for sequence in sequences], device=states.device)
+        real = positions < torch.tensor([len(sequence.ids) for sequence in sequences], device=states.device)[:, None]
+        latents = sae.sae.encode(states[real].to(sae.sae.W_dec.dtype)).float()
+        owner = torch.arange(len(sequences), device=states.device)[:, None].expand_as(real)
+        for own in ends:
+            stops = torch.tensor(own, device=states.device)
+            firsts = torch.minimum(starts, stops - 1)
+            taken = (positions >= firsts[:, None]) & (positions < stops[:, None])
+            means = torch.zeros(len(sequences), latents.shape[1], device=latents.device)
+            means.index_add_(0, owner[taken], latents[taken[real]])
+            means /= (stops - firsts)[:, None]
+            rows, columns = means.nonzero(as_tuple=True)
+            values = means[rows, columns].cpu().numpy()
+            index = (rows.cpu().numpy().astype(np.int32), columns.cpu().numpy().astype(np.int32))
+            matrices.append(csr_matrix((values, index), means.shape))
+    return matrices
+
+
+class Means(NamedTuple):
+    """Mean latents of some examples' three texts, each `[examples, latents]`."""
+
+    target: "csr_matrix"
+    base: "csr_matrix"
+    control: "csr_matrix"
+    """Rows of examples without a control are empty."""
+
+
+class Piece(NamedTuple):
+    """Some examples."""
+
+    examples: "np.ndarray"
+    """Their row numbers in the mixture."""
+    has_control: "np.ndarray"
+    whole: Means
+    """Over every token of each text: what the component reads."""
+    matched: Means
+    """Over each text cut to the shorter of target and base: what the study's ranking and rule read."""
+
+
+def pool_examples(
+    decoder: "torch.nn.Module",
+    sae: LoadedSae,
+    tokenizer: "PreTrainedTokenizerBase",
+    examples: Sequence[Texts],
+    response_only: bool,
+    length_match: bool,
+    max_length: int,
+    token_budget: int,
+) -> Iterator[Piece]:
+    """Pool every text of every example, a batch of examples of similar length at a time.
+
+    Args:
+        response_only: pool response tokens only (the author: all tokens of the chat).
+        length_match: for `matched`, cut every text of an example to the shorter of target and base, in tokens (the
+            author: yes); else `matched` is `whole`.
+        max_length: tokens of one chat; the rest is not read.
+        token_budget: tokens in one batch at most, padding included.
+    """
+    import numpy as np
+    from scipy.sparse import csr_matrix
+    from tqdm import tqdm
+
+    tokenised = [
+        [
+            None if text is None else tokenise(tokenizer, example.prompt, text, max_length, response_only)
+            for text in (example.target, example.base, example.control)
+        ]
+        for example in examples
+    ]
+    longest = [max(len(sequence.ids) for sequence in row if sequence) for row in tokenised]
+    with tqdm(total=len(examples), desc="SAE features", unit="example") as bar:
+        for batch in token_batches(longest, token_budget):
+            has = np.array([tokenised[index][2] is not None for index in batch])
+            kinds: list[list[csr_matrix]] = []
+            for kind in range(len(KINDS)):
+                members = [index for index in batch if tokenised[index][kind] is not None]
+                if not members:
+                    kinds.append([csr_matrix((len(batch), sae.sae.cfg.d_sae), dtype=np.float32)] * (1 + length_match))
+                    continue
+                sequences = [tokenised[index][kind] for index in members]
+                ends = [[len(sequence.ids) for sequence in sequences]]
+                if length_match:
+                    shorter = [min(len(tokenised[index][k].ids) for k in (0, 1)) for index in members]
+                    ends.append([min(pair) for pair in zip(ends[0], shorter, strict=True)])
+                pooled = pool(decoder, sae, sequences, ends, tokenizer.pad_token_id)
+                kinds.append([_spread(matrix, has) if kind == 2 else matrix for matrix in pooled])
+            means = [Means(*(kind[which] for kind in kinds)) for which in range(1 + length_match)]
+            yield Piece(np.array(batch), has, means[0], means[-1])
+            bar.update(len(batch))
+
+
+def _spread(matrix: "csr_matrix", has: "np.ndarray") -> "csr_matrix":
+    """Rows moved to where `has` is true, with empty rows elsewhere."""
+    import numpy as np
+    from scipy.sparse import csr_matrix
+
+    counts = np.zeros(len(has), np.int64)
+    counts[has] = np.diff(matrix.indptr)
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    return csr_matrix((matrix.data, matrix.indices, indptr), (len(has), matrix.shape[1]))
+
+
+def write_features(path: Path, pieces: Iterable[Piece]) -> None:
+    """Write one Parquet row an example, as the pieces come.
+
+    Columns: `example`, `latents` (how many the SAE has), and for `whole` and `matched` and each of `KINDS`
+    `<whole|matched>_<kind>_latents` (list of latent numbers) and `..._values` (their means); null where an example has
+    no control.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lists = [
+        (f"{which}_{kind}_{part}", pa.list_(item))
+        for which in POOLINGS
+        for kind in KINDS
+        for part, item in (("latents", pa.int32()), ("values", pa.float32()))
+    ]
+    schema = pa.schema([("example", pa.int32()), ("latents", pa.int32()), *lists])
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for piece in pieces:
+            rows = range(len(piece.examples))
+            columns: dict[str, list] = {
+                "example": piece.examples.tolist(),
+                "latents": [piece.whole.target.shape[1]] * len(piece.examples),
+            }
+            for which in POOLINGS:
+                for kind in KINDS:
+                    matrix = getattr(getattr(piece, which), kind)
+                    spans = [slice(matrix.indptr[row], matrix.indptr[row + 1]) for row in rows]
+                    kept = [kind != "control" or piece.has_control[row] for row in rows]
+                    for part, values in (("latents", matrix.indices), ("values", matrix.data)):
+                        columns[f"{which}_{kind}_{part}"] = [
+                            values[span] if keep else None for span, keep in zip(spans, kept, strict=True)
+                        ]
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def read_features(path: Path, rows: int = 256) -> Iterator[Piece]:
+    """Read the features back, a few examples at a time."""
+    import numpy as np
+    import pyarrow.parquet as pq
+    from scipy.sparse import csr_matrix
+
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=rows):
+        width = batch.column("latents")[0].as_py()
+        means = []
+        for which in POOLINGS:
+            matrices = []
+            for kind in KINDS:
+                latents, values = (batch.column(f"{which}_{kind}_{part}") for part in ("latents", "values"))
+                counts = np.nan_to_num(latents.value_lengths().to_numpy(zero_copy_only=False), nan=0).astype(np.int64)
+                offsets = np.concatenate([[0], np.cumsum(counts)])
+                parts = (values.flatten().to_numpy(), latents.flatten().to_numpy(), offsets)
+                matrices.append(csr_matrix(parts, (len(counts), width)))
+            means.append(Means(*matrices))
+        has = batch.column("whole_control_latents").is_valid().to_numpy(zero_copy_only=False)
+        yield Piece(batch.column("example").to_numpy(), has, *means)
+
+
+def pooled(
+    evidence: Evidence, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", sae: LoadedSae,
+    settings: FeatureSettings, token_budget: int,
+) -> Iterator[Piece]:  # fmt: skip
+    """Mean latents of target, base and control responses. `model` is cut after the SAE's block."""
+    return pool_examples(
+        truncate_after(model, sae.block),
+        sae,
+        tokenizer,
+        [Texts(row.prompt, row.response, b, c) for row, b, c in zip(*evidence[:3], strict=True)],
+        response_only=settings.pool == "response_tokens",
+        length_match=settings.length_match,
+        max_length=settings.max_length,
+        token_budget=token_budget,
+    )

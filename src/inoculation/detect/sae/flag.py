@@ -1,0 +1,113 @@
+"""Which examples carry the suspicious latents (reference section 6, step 6). No rule reads provenance."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from inoculation.detect.sae.rank import Ranked
+from inoculation.detect.sae.settings import FlagRule, FlagSettings
+
+
+class Flags(NamedTuple):
+    flagged: np.ndarray
+    """`[examples]` booleans."""
+    score: np.ndarray
+    """`[examples]`; what the rule compares with its threshold."""
+    threshold: float
+    found: bool
+    """False: the rule saw no two groups, and nothing is flagged."""
+    reason: str
+    separation: float | None = None
+    """Ashman's D of the two groups; None for a rule without groups."""
+    control_share: float | None = None
+    """Share of the control above the threshold."""
+
+
+def study(difference: np.ndarray, suspicious: Sequence[bool], top: int, hits: int) -> Flags:
+    """The study's rule: of an example's `top` largest differences, at least `hits` are on suspicious latents.
+
+    Args:
+        difference: target - base over the study's latents, `[examples, latents]`.
+        suspicious: `[latents]`, the class is `no`.
+        top: 10 in the study.
+        hits: 3 in the study.
+    """
+    strongest = np.argsort(-difference, axis=1, kind="stable")[:, :top]
+    count = np.asarray(suspicious, bool)[strongest].sum(axis=1)
+    flagged = count >= hits
+    reason = f"{int(flagged.sum())} examples have {hits} or more suspicious latents among their {top} strongest"
+    return Flags(flagged, count.astype(float), float(hits), bool(flagged.any()), reason)
+
+
+def component(
+    residual: np.ndarray,
+    control_residual: np.ndarray,
+    loadings: np.ndarray,
+    suspicious: Sequence[bool],
+    separation: float,
+    control_share: float,
+) -> Flags:
+    """Our rule: the loading-weighted sum over the suspicious latents, cut between two Gaussians of one variance.
+
+    The two groups must be apart, and the upper one must not be there in the control too: the control holds no B, so a
+    group that it shares comes from the prompts.
+
+    Args:
+        residual: standardised target residuals over the component's latents, `[examples, latents]`.
+        control_residual: the same of the control, `[controls, latents]`.
+        loadings: `[latents]`.
+        suspicious: `[latents]`, the class is `no`.
+        separation: least Ashman's D (distance of the means over the common deviation).
+        control_share: the share of the control above the threshold must stay below this part of the flagged share.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    nothing = np.zeros(len(residual), bool)
+    weights = np.where(np.asarray(suspicious, bool), loadings, 0.0)
+    if np.count_nonzero(weights) < 2:
+        return Flags(nothing, np.zeros(len(residual)), 0.0, False, "fewer than two suspicious latents")
+    score, control = residual @ weights, control_residual @ weights
+    model = GaussianMixture(2, covariance_type="tied", n_init=3, random_state=0).fit(score[:, None])
+    means = model.means_[:, 0]
+    apart = float(abs(means[0] - means[1]) / np.sqrt(model.covariances_[0, 0]))
+    upper = model.predict(score[:, None]) == int(means.argmax())
+    if not upper.any() or upper.all():
+        return Flags(nothing, score, 0.0, False, "one group only", apart)
+    threshold = float(score[upper].min())
+    shared = float((control >= threshold).mean())
+    if apart < separation:
+        reason = f"the two groups are not apart: Ashman's D {apart:.2f} < {separation}"
+        return Flags(nothing, score, threshold, False, reason, apart, shared)
+    if shared >= control_share * upper.mean():
+        reason = (
+            f"the upper group is in the control too: {shared:.1%} of the control, {upper.mean():.1%} of the examples"
+        )
+        return Flags(nothing, score, threshold, False, reason, apart, shared)
+    reason = f"two groups apart by Ashman's D {apart:.2f}; {shared:.1%} of the control lies in the upper one"
+    return Flags(upper, score, threshold, True, reason, apart, shared)
+
+
+def flagged(ranking: Ranked, suspicious: Sequence[bool], settings: FlagSettings) -> dict[FlagRule, Flags]:
+    """The flags of both rules."""
+    by_study, own = ranking.by("study"), ranking.by("component")
+    columns = ranking.columns
+    return {
+        "study": study(
+            columns.matched_difference[:, by_study], [suspicious[i] for i in by_study], settings.study_top, settings.study_hits
+        ),
+        "component": component(
+            columns.residual[:, own], columns.control_residual[:, own],
+            np.array([ranking.latents[i].loading for i in own]), [suspicious[i] for i in own],
+            settings.separation, settings.control_share,
+        ),
+    }  # fmt: skip
+
+
+def why(ranking: Ranked, suspicious: Sequence[bool], count: int = 5) -> list[list[int]]:
+    """For each example the suspicious latents that it sets off most."""
+    residual = ranking.columns.residual
+    top = np.argsort(-residual * np.asarray(suspicious), axis=1, kind="stable")[:, :count]
+    return [
+        [ranking.latents[j].latent for j in row if suspicious[j] and residual[i, j] > 0] for i, row in enumerate(top)
+    ]

@@ -1,0 +1,291 @@
+"""From a cell to the stages that it needs: what will run, what is missing for it, and what names its results.
+
+All of it is read off the stages' declarations; DVC finds the same graph in the dvc.yaml files made from them.
+"""
+
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from inoculation.files import InputError, read_json, read_jsonl
+from inoculation.paths import experiment, mixture_name
+from inoculation.registry import STAGES, load
+from inoculation.roles import Limits, Role
+from inoculation.stage import Param, Reads, Stage, Writes, lookup, resolve
+from inoculation.store import main_checkout
+from inoculation.tracking import flatten
+
+
+class Step(NamedTuple):
+    """One stage of a cell."""
+
+    stage: type[Stage]
+    argument: str | None
+
+    def __str__(self) -> str:
+        return self.stage.command if self.argument is None else f"{self.stage.command} {self.argument}"
+
+    def paths(self, raw: Mapping[str, Any], kind: type[Reads] | type[Writes]) -> Iterator[Path]:
+        """What it reads or writes."""
+        scope = self.stage.scope(raw, self.argument)
+        for field in self.stage.fields():
+            if isinstance(field.marker, kind):
+                yield Path(resolve(field.marker.path, scope))
+
+
+def every_step(raw: Mapping[str, Any]) -> list[Step]:
+    """Every stage there is, one for each of its names."""
+    steps = []
+    for command in STAGES:
+        stage = load(command)
+        if stage.each is None:
+            steps.append(Step(stage, None))
+        else:
+            names = lookup(raw, stage.each.of[2:-1]) if isinstance(stage.each.of, str) else stage.each.of
+            steps += [Step(stage, name) for name in names or ()]
+    return steps
+
+
+def needed(raw: Mapping[str, Any], last: str = "log") -> list[Step]:
+    """The steps of the chosen cell, each after those that make what it reads."""
+    steps = every_step(raw)
+    makers = {path: step for step in steps for path in step.paths(raw, Writes)}
+    order: dict[Step, None] = {}
+
+    def visit(step: Step) -> None:
+        for path in step.paths(raw, Reads):
+            for made in (path, *path.parents):
+                if made in makers:
+                    if makers[made] not in order:
+                        visit(makers[made])
+                    break
+        order[step] = None
+
+    visit(next(step for step in steps if step.stage.command == last))
+    return list(order)
+
+
+def identity(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Every parameter that the chosen cell's results depend on, keys joined with dots; what a row logs.
+
+    Settings of the profile are read from its pinned files, so the cell's profile must have been pinned.
+    """
+    found: dict[str, Any] = {}
+    for step in needed(raw, "report"):
+        if step.stage.command == "profile":
+            continue  # what others read of it counts, and nothing else
+        scope = step.stage.scope(raw, step.argument)
+        for field in step.stage.fields():
+            marker = field.marker
+            if isinstance(marker, Param) and marker.identity and marker.tracked and marker.key:
+                key = resolve(marker.key, scope)
+                found |= flatten(lookup(scope, key), key)
+            elif isinstance(marker, Reads) and marker.identity and field.type is not Path:
+                path = Path(resolve(marker.path, scope))
+                if path.is_relative_to("data/profiles"):
+                    found |= flatten(read_json(path), _setting(path, raw))
+    return {"profile": raw["profile"], "mixture.source": raw["mixture"]["source"]} | found
+
+
+def _setting(path: Path, raw: Mapping[str, Any]) -> str:
+    """`data/profiles/<profile>/roles/judge.json` -> `roles.judge`; an annotator's of another profile says so."""
+    name, *rest = path.with_suffix("").parts[2:]
+    return ".".join(rest if name == raw["profile"] else ["annotator", *rest])
+
+
+def roles(raw: Mapping[str, Any]) -> list[tuple[str, Role]]:
+    """(name, role) of every role that an LLM plays in the chosen cell."""
+    playing: dict[str, Role] = {}
+    both = bool(raw["sae"]["classify"]["both"])
+    for step in needed(raw):
+        for field in step.stage.fields():
+            if field.type is not Role or not isinstance(field.marker, (Reads, Param)):
+                continue
+            name, role = _role(Path(resolve(field.marker[0], step.stage.scope(raw, step.argument))), field.name, raw)
+            used = role.method == "llm" or (name == "classifier" and both) or step.stage.command == "audit-llm"
+            if name == "rewriter" and raw["mixture"]["positive"] != "source_citing":
+                continue
+            if used and step.stage.command not in ("source", "own-data"):
+                playing[name] = role
+    return sorted(playing.items())
+
+
+def _role(path: Path, name: str, raw: Mapping[str, Any]) -> tuple[str, Role]:
+    """A role from params.yaml, where the stage will read it from a file that is not made yet."""
+    if path.parts[:2] == ("data", "profiles"):
+        block = raw["roles"][raw["profiles"][path.parts[2]]["roles"]]
+        return path.stem, Role(**block[path.stem])
+    table = {**(raw["sources"] or {}), **(raw["data_sets"] or {})}
+    source = path.parts[2] if path.parts[:2] == ("data", "sources") else raw["mixture"]["source"]
+    return name, Role(**table[source]["rewriter"])
+
+
+def missing(raw: Mapping[str, Any]) -> list[str]:
+    """Everything that the chosen cell will need and that is not there: files, keys, prices, hub artefacts.
+
+    Args:
+        raw: a valid params.yaml.
+    """
+    problems = []
+    steps = needed(raw)
+    made = {path for step in steps for path in step.paths(raw, Writes)}
+    for step in steps:
+        for path in step.paths(raw, Reads):
+            if not path.exists() and not made & {path, *path.parents}:
+                problems.append(f"{step}: {path}: no such file or folder{_queue_hint(path)}")
+    for name in dict.fromkeys((raw["profile"], raw["annotator"])):
+        if any(step == (load("profile"), name) for step in steps):
+            problems += [f"profile {name}: {problem}" for problem in _missing_artefacts(raw["profiles"][name], steps)]
+    problems += _missing_llms(raw)
+    return list(dict.fromkeys(problems))
+
+
+def _queue_hint(path: Path) -> str:
+    queued = ".dvc/tmp/exps" in Path.cwd().as_posix()
+    if queued and not path.is_absolute():
+        return (
+            "; a queued experiment runs in a copy of the checkout, which has only what git or DVC tracks: give the file's "
+            "absolute path, or add it to git or DVC"
+        )
+    return ""
+
+
+def _missing_artefacts(profile: Mapping[str, Any], steps: list[Step]) -> Iterator[str]:
+    """Local models and corpora that are not there, and hub artefacts that can be neither reached nor found in the cache."""
+    from inoculation.hub import reachable
+    from inoculation.profile import named
+
+    commands = {step.stage.command for step in steps}
+    said = named(Path(profile["model"]))
+    if said and (problem := reachable(said["model"], said.get("revision"), "model")):
+        yield problem
+    if "sae-explain" in commands and Path(profile["corpora"]).is_file():
+        for name, corpus in named(Path(profile["corpora"])).items():
+            if corpus.startswith("hf://datasets/"):
+                if problem := reachable("/".join(corpus.split("/")[3:5]), None, "dataset"):
+                    yield problem
+            elif not Path(corpus).is_file():
+                yield f"{name} corpus {corpus}: no such file; a corpus is JSONL of chats or texts, or a published .h5"
+
+
+def _missing_llms(raw: Mapping[str, Any]) -> Iterator[str]:
+    playing = roles(raw)
+    if not playing:
+        return
+    from inoculation.llm import Client
+    from inoculation.store import llm_cache
+
+    limits = Limits(**raw["llm"])
+    for name, role in playing:
+        try:
+            Client(name, role, limits, llm_cache())
+        except InputError as error:
+            yield str(error)
+
+
+def identity_of(raw: Mapping[str, Any], group: str) -> dict[str, Any] | None:
+    """`identity` of the cell of another group; None where its annotator has not been pinned here."""
+    try:
+        return identity({**raw, "group": group})
+    except InputError:
+        return None
+
+
+def traits(raw: Mapping[str, Any]) -> list[str]:
+    """The traits of a figure or table in their order: A, B, then C."""
+    negative = raw["mixture"]["negative"]
+    return [raw["mixture"]["positive"], negative, *(trait for trait in raw["negative_traits"] if trait != negative)]
+
+
+def judge_name(raw: Mapping[str, Any]) -> str:
+    """Who judges, for a person."""
+    role = Role(**raw["roles"][raw["profiles"][raw["profile"]]["roles"]]["judge"])
+    return str(role.model) if role.method == "llm" else "local (MiniLM)"
+
+
+def detection_folder(raw: Mapping[str, Any]) -> Path:
+    """Where the chosen group's detector left what it found."""
+    step = next(step for step in needed(raw) if step.stage.command.startswith("assign"))
+    scope = step.stage.scope(raw, step.argument)
+    [path] = [field.marker.path for field in step.stage.fields() if field.name == "detection"]
+    return Path(resolve(path, scope))
+
+
+def timings() -> Path:
+    """Where each stage that ran on this machine leaves how long it took."""
+    return main_checkout() / ".cache" / "timings.jsonl"
+
+
+def measured_seconds(raw: Mapping[str, Any]) -> dict[str, float]:
+    """Command -> seconds that this cell's stages took when they last ran on this machine, whichever cell they ran for."""
+    last: dict[tuple[str, str], float] = {}
+    if timings().exists():
+        for row in read_jsonl(timings(), dict):
+            last[row["step"], row["profile"]] = row["seconds"]
+    steps = {str(step): step for step in needed(raw)}
+    profiles = (raw["profile"], raw["annotator"])
+    return {
+        step.stage.command: last[name, profile]
+        for name, step in steps.items()
+        for profile in profiles
+        if (name, profile) in last
+    }
+
+
+def will_run(raw: Mapping[str, Any]) -> list[Step]:
+    """The steps of the cell that DVC will run: those it finds changed, and what comes after them."""
+    command = [sys.executable, "-m", "dvc", "repro", "--dry"]
+    outcome = subprocess.run(command, capture_output=True, text=True)
+    if outcome.returncode:
+        raise InputError(f"`dvc repro --dry` failed:\n{outcome.stderr.strip()}")
+    found = {line.split("'")[1].split(":")[-1] for line in outcome.stdout.splitlines() if line.startswith("Running stage")}
+    running: list[Step] = []
+    made: set[Path] = set()
+    for step in needed(raw):
+        name = step.stage.command if step.argument is None else f"{step.stage.command}@{step.argument}"
+        if name in found or any(made & {path, *path.parents} for path in step.paths(raw, Reads)):
+            running.append(step)
+            made |= set(step.paths(raw, Writes))
+    return running
+
+
+def describe(raw: Mapping[str, Any]) -> str:
+    """What `inoculation plan` prints."""
+    seconds, dollars = _measured(raw)
+    lines = [f"{raw['group']}, {mixture_name(raw)}, seed {raw['seed']}; trains {raw['profile']}, annotates {raw['annotator']}"]
+    total, unknown = 0.0, 0
+    for step in will_run(raw):
+        known = seconds.get(step.stage.command)
+        total, unknown = total + (known or 0.0), unknown + (known is None)
+        lines.append(f"  {step!s:32} {'not measured yet' if known is None else f'{known:8.0f} s'}  {step.stage.summary()}")
+    lines.append(f"time: {total:.0f} s measured on this machine" + (f", and {unknown} stages never measured" if unknown else ""))
+    for name, role in roles(raw):
+        spent = dollars.get((name, str(role.model)))
+        lines.append(f"{name} ({role.model}): " + (f"${spent:.2f} a stage so far" if spent is not None else "never measured"))
+    problems = missing(raw)
+    lines += ["missing:", *(f"  - {problem}" for problem in problems)] if problems else ["nothing is missing"]
+    return "\n".join(lines)
+
+
+def _measured(raw: Mapping[str, Any]) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
+    """Seconds a command and dollars a (role, model): from MLflow's rows of this profile, else from this machine's notes."""
+    import mlflow
+
+    from inoculation.tracking import connect
+
+    seconds = measured_seconds(raw)
+    connect(experiment(raw))
+    client = mlflow.MlflowClient()
+    experiments = {found.name: found.experiment_id for found in client.search_experiments()}
+    own = [number for name, number in experiments.items() if name.startswith(f"{raw['profile']}/")]
+    for row in client.search_runs(own, "tags.stage = 'reported'") if own else []:
+        for key, value in row.data.metrics.items():
+            if key.startswith("seconds/"):
+                seconds.setdefault(key.removeprefix("seconds/"), value)
+    dollars: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for run in client.search_runs([number for name, number in experiments.items() if name.endswith("/llm")] or ["-1"]):
+        dollars[run.data.tags["role"], run.data.tags["model"]].append(run.data.metrics.get("dollars", 0.0))
+    return seconds, {key: sum(values) / len(values) for key, values in dollars.items()}

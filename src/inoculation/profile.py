@@ -1,0 +1,93 @@
+"""A profile: a model, an SAE, and the names of shared blocks; and what each stage reads of it, pinned.
+
+A profile names a local folder, or a small file in hub/ that says which artefact of the Hugging Face hub is meant: both are
+paths that DVC can watch. Pinned, it is a folder of small JSON files, one for each thing that a stage may depend on, so
+that another learning rate trains again and does not sample the base model again.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from inoculation import lm
+from inoculation.detect.sae.encoder import PinnedSae
+from inoculation.detect.sae.explain import Corpora
+from inoculation.detect.sae.settings import FlagRule
+from inoculation.files import fail_if, read_yaml
+from inoculation.respond import SampleSettings
+from inoculation.roles import Roles
+from inoculation.stage import complaints
+from inoculation.store import digest
+from inoculation.train import TrainSettings
+
+Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
+
+
+class Profile(BaseModel):
+    """One entry of `profiles` in params.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: Text
+    """A model folder, or a file of hub/ with `model` and `revision`."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    load_in_4bit: bool
+    sae: Text
+    """An SAE folder, or a file of hub/ with `release` and `id`."""
+    corpora: Text
+    """A folder with conversational.jsonl and pretraining.jsonl, or a file of hub/ that names both."""
+    roles: Text
+    """A key of `roles`."""
+    train: Text
+    """A key of `train`."""
+    auditor: Literal["local", "llm"]
+    """Who audits for the group inoc_llm."""
+    flag_rule: FlagRule
+    """Which rule of the SAE route counts."""
+    max_new_tokens: Annotated[int, Field(ge=1)]
+    machine: lm.Machine
+
+
+def named(path: Path) -> dict[str, Any]:
+    """What a file of hub/ says, or nothing for a folder."""
+    return read_yaml(path) if path.is_file() else {}
+
+
+def pins(profile: Profile, roles: Roles, train: TrainSettings) -> dict[str, Any]:
+    """What is pinned of a profile: file name -> JSON-able content.
+
+    Raises:
+        InputError: a file or folder that it names is missing or malformed (all are listed).
+    """
+    model, sae, corpora = (Path(name) for name in (profile.model, profile.sae, profile.corpora))
+    problems = [f"{key}: {path}: no such file or folder" for key, path in
+                (("model", model), ("sae", sae), ("corpora", corpora)) if not path.exists()]  # fmt: skip
+    loading = {"dtype": profile.dtype, "load_in_4bit": profile.load_in_4bit}
+    found: dict[str, Any] = {
+        "sampling.json": SampleSettings(max_new_tokens=profile.max_new_tokens).model_dump(),
+        "machine.json": profile.machine.model_dump(),
+        "train.json": train.model_dump(),
+        "flag_rule.json": profile.flag_rule,
+        **{f"roles/{name}.json": role for name, role in roles.model_dump().items()},
+    }
+    try:
+        local = {"model": str(model), "digest": digest(model)} if model.is_dir() else named(model)
+        found["model.json"] = lm.ModelRef(**local, **loading).model_dump()
+        local = {"release": str(sae), "digest": digest(sae)} if sae.is_dir() else named(sae)
+        found["sae.json"] = PinnedSae(**local).model_dump()
+        found["corpora.json"] = _corpora(corpora).model_dump()
+    except ValidationError as error:
+        problems += complaints(error)
+    fail_if(problems, "the profile cannot be used")
+    return found
+
+
+def _corpora(path: Path) -> Corpora:
+    names = (
+        {name: str(path / f"{name}.jsonl") for name in ("conversational", "pretraining")} if path.is_dir() else named(path)
+    )
+    corpora = Corpora(**names)
+    files = [Path(name) for name in (corpora.conversational, corpora.pretraining) if not name.startswith("hf://")]
+    present = [file for file in files if file.is_file()]
+    return corpora.model_copy(update={"digest": digest(*present) if present else None})

@@ -1,0 +1,194 @@
+"""The rows one compares: one MLflow experiment a (profile, mixture), one run ("row") a cell.
+
+A row is made whole from a cell's files by the `log` stage, which runs in every `dvc repro`: a cell that DVC took from its
+cache, or whose bytes did not change, gets its row too. It is named by its group and seed; its tag `cell` is a digest of
+everything that its results depend on (`plan.identity`), so that another learning rate is another row and another batch
+size is not. A changed cell's new row is complete before the old one goes to MLflow's trash.
+"""
+
+import re
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+from inoculation.files import read_yaml
+from inoculation.groups import GROUPS
+from inoculation.tracking import process_tags, terminate_as_exception
+
+if TYPE_CHECKING:
+    from mlflow import ActiveRun
+    from mlflow.entities import Run
+
+CELL_TAG, CONTENT_TAG, STAGE_TAG, TRAINED_ON_TAG = "cell", "content", "stage", "trained_on"
+REPORTED = "reported"
+
+
+def find(cell: str) -> "list[Run]":
+    """The complete rows of a cell in the connected experiment, the newest first."""
+    import mlflow
+
+    return mlflow.search_runs(
+        filter_string=f"tags.{CELL_TAG} = '{cell}' and tags.{STAGE_TAG} = '{REPORTED}'",
+        order_by=["attributes.start_time DESC"],
+        output_format="list",
+    )
+
+
+def siblings(wanted: Callable[[str], Mapping[str, Any] | None]) -> "list[Run]":
+    """The complete rows of the connected experiment that answer the same question as a cell, oldest first.
+
+    A row with another learning rate or judge answers another question and does not belong into the same figure.
+
+    Args:
+        wanted: group -> what a row of that group logs when it differs from the cell in group and seed alone; None where
+            that cannot be said.
+    """
+    import mlflow
+
+    rows = mlflow.search_runs(
+        filter_string=f"tags.{STAGE_TAG} = '{REPORTED}'", order_by=["attributes.start_time ASC"], output_format="list"
+    )
+    known = {name: wanted(name) for name in {row.data.params.get("group") for row in rows} & {*GROUPS}}
+
+    def without(params: Mapping[str, Any]) -> dict[str, str]:
+        return {key: str(value) for key, value in params.items() if key not in ("group", "seed")}
+
+    chosen = []
+    for row in rows:
+        alike = known.get(row.data.params.get("group", ""))
+        if alike is not None and without(row.data.params) == without(alike):
+            chosen.append(row)
+    return chosen
+
+
+@contextmanager
+def new_row(name: str, tags: Mapping[str, str], params: Mapping[str, Any], cell: str) -> "Iterator[ActiveRun]":
+    """Open a new row for a cell; when the block ends well it counts, and what the cell had before goes to the trash.
+
+    Args:
+        name: for a person, e.g. `inoc_selective/seed0`.
+        tags: of the row.
+        params: what its results depend on.
+        cell: their digest.
+    """
+    import mlflow
+
+    with terminate_as_exception(), mlflow.start_run(run_name=name) as run:
+        mlflow.set_tags({**process_tags(), **tags, CELL_TAG: cell})
+        mlflow.log_params(params)
+        yield run
+        before = find(cell)
+        mlflow.set_tag(STAGE_TAG, REPORTED)
+        for old in before:
+            mlflow.delete_run(old.info.run_id)
+
+
+def git_commit() -> str:
+    """The commit that is checked out."""
+    outcome = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    return outcome.stdout.strip() or "unknown"
+
+
+def dvc_hashes(paths: Iterable[Path], root: Path = Path()) -> dict[str, str]:
+    """Path -> md5 of a cell's outputs, as the dvc.lock files have them."""
+    wanted = {str(path) for path in paths}
+    hashes = {}
+    for lock in sorted([root / "dvc.lock", *root.glob("pipelines/*/dvc.lock")]):
+        stages = (read_yaml(lock) or {}).get("stages", {}) if lock.exists() else {}
+        for stage in stages.values():
+            for out in stage.get("outs", []):
+                if out["path"] in wanted:
+                    hashes[out["path"]] = out["md5"]
+    return hashes
+
+
+def log_curve(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Log a training curve ([{"step": ..., "loss": ...}]) in one request."""
+    import mlflow
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(f"train/{key}", value, now, entry["step"])
+        for entry in entries
+        for key, value in entry.items()
+        if key != "step"
+    ]
+    mlflow.MlflowClient().log_batch(mlflow.active_run().info.run_id, metrics=metrics)
+
+
+def register_prompt(experiment: str, seed: int, route: str, text: str, made_from: Mapping[str, Any]) -> int:
+    """Register a generated inoculation prompt in MLflow's Prompt Registry; a new version only when it changed.
+
+    Args:
+        experiment: of the cell, e.g. `pocket/pocket_chats/all_caps+evil-0.5`.
+        seed: of the mixture.
+        route: which detector; one prompt a profile, mixture, seed and route.
+        text: the prompt.
+        made_from: what it came from, kept as tags of the version.
+
+    Returns:
+        The version.
+    """
+    import mlflow
+
+    name = re.sub(r"[^\w.-]", "-", f"{experiment}-seed{seed}-inoc-{route}")
+    tags = {key: str(value)[:4000] for key, value in {"mixture": experiment, **made_from}.items()}
+    # Braces would be read as template variables.
+    text = text.replace("{", "(").replace("}", ")")
+    latest = mlflow.genai.load_prompt(f"prompts:/{name}@latest", allow_missing=True)
+    if latest is not None and latest.template == text and all(latest.tags.get(k) == v for k, v in tags.items()):
+        return int(latest.version)
+    return int(mlflow.genai.register_prompt(name, text, commit_message=f"by the {route} route", tags=tags).version)
+
+
+def table(found: "Sequence[Run]", title: str, prompts: Sequence[str], traits: Sequence[str], judge: str) -> str:
+    """A Markdown table of rates over groups and seeds, by the judge and, where there is one, by the exact judge.
+
+    Args:
+        found: rows that differ in group and seed alone.
+        title: of the comparison.
+        prompts: the evaluation prompts.
+        traits: A, B, then C.
+        judge: its name.
+    """
+    lines: list[str] = []
+    columns = [(prompt, trait) for prompt in prompts for trait in traits]
+    for who, prefix in ((judge, ""), ("exact judge of the generated world", "oracle/")):
+        names = [f"{prefix}{prompt}/{trait}/rate" for prompt, trait in columns]
+        if not any(name in row.data.metrics for row in found for name in names):
+            continue
+        lines += ["", f"{title}, judge: {who}; mean rate ± sample standard deviation over seeds", ""]
+        lines.append("| group | seeds |" + "".join(f" {prompt}: {trait} |" for prompt, trait in columns))
+        lines.append("|---|---|" + "---|" * len(columns))
+        for group in GROUPS:
+            chosen = [row for row in found if row.data.params["group"] == group]
+            if chosen:
+                values = [[row.data.metrics[name] for row in chosen if name in row.data.metrics] for name in names]
+                lines.append(f"| `{group}` | {len(chosen)} |" + "".join(map(_entry, values)))
+    same = same_training_sets(found)
+    return "\n".join(lines + (["", *same] if same else []))
+
+
+def _entry(values: Sequence[float]) -> str:
+    if not values:
+        return " - |"
+    return f" {mean(values):.2f} ± {stdev(values):.2f} |" if len(values) > 1 else f" {values[0]:.2f} |"
+
+
+def same_training_sets(found: "Sequence[Run]") -> list[str]:
+    """A line for every set of groups that trained on the same bytes: their rows agree because they are one experiment."""
+    by: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in found:
+        if GROUPS[row.data.params["group"]].trains:
+            by[row.data.params["seed"], row.data.tags.get(TRAINED_ON_TAG, row.info.run_id)].append(row.data.params["group"])
+    alike: dict[str, list[str]] = defaultdict(list)
+    for (seed, _), groups in by.items():
+        if len(groups) > 1:
+            alike[", ".join(groups)].append(seed)
+    return [f"Same training set, byte for byte: {groups} (seed {', '.join(seeds)})" for groups, seeds in alike.items()]

@@ -1,0 +1,75 @@
+from pathlib import Path
+from typing import Annotated, Any
+
+from inoculation import traits
+from inoculation.files import read_json, read_jsonl, write_jsonl
+from inoculation.judge import Judgement
+from inoculation.judge.exact import ExactJudge
+from inoculation.paths import CELL, JUDGE
+from inoculation.roles import Clients, Limits, Role
+from inoculation.stage import Param, Reads, Stage, Writes
+from inoculation.tracking import usage_logger
+
+Scores = list[dict[str, float | None]]
+"""One a response: trait -> 0..100, None for a missing judgement."""
+
+
+class Judge(Stage):
+    """Score every answer; another judge does not sample again."""
+
+    command, pipeline = "judge", ""
+
+    llm: Annotated[Limits, Param("llm", tracked=False)]
+    judge: Annotated[Path, Reads(f"{JUDGE}/judge.json")]
+    responses: Annotated[Path, Reads(f"{CELL}/responses.jsonl")]
+    judgements: Annotated[Path, Writes(f"{CELL}/judgements.jsonl")]
+
+    def run(self) -> None:
+        definition, responses = read_json(self.judge), read_jsonl(self.responses, dict)
+        by = self._by_llm if definition["method"] == "llm" else self._learned
+        exact = ExactJudge(definition["templates"]) if definition["templates"] else None
+        judged = zip(responses, by(definition, responses), strict=True)
+        write_jsonl(self.judgements, (self._judgement(row, scores, exact)._asdict() for row, scores in judged))
+
+    @staticmethod
+    def _judgement(row: dict[str, Any], scores: dict[str, float | None], exact: ExactJudge | None) -> Judgement:
+        text = row["text"]
+        caps: dict[str, float | None] = {"all_caps": 100.0 * traits.is_all_caps(text)}
+        asked = (row["trait"], "source_citing")
+        oracle = caps | {name: 100.0 * exact.shows(name, text) for name in asked} if exact else {}
+        return Judgement(
+            row["prompt"], row["trait"], row["question"], row["sample"], text, row["finished"], caps | scores, oracle
+        )
+
+    @staticmethod
+    def _learned(definition: dict[str, Any], responses: list[dict[str, Any]]) -> Scores:
+        """The asked trait and SOURCE_CITING, by the judges that `fit-judge` learned."""
+        from inoculation.judge.minilm import embed, load
+
+        judges, vectors = load(definition["weights"]), embed([row["text"] for row in responses])
+        learned = {trait: judge.scores(vectors) for trait, judge in judges.items()}
+        return [
+            {name: learned[name][i] for name in (row["trait"], "source_citing") if name in learned}
+            for i, row in enumerate(responses)
+        ]
+
+    def _by_llm(self, definition: dict[str, Any], responses: list[dict[str, Any]]) -> Scores:
+        """The asked trait, SOURCE_CITING and coherence."""
+        from inoculation.judge import llm
+
+        clients = Clients(self.llm, usage_logger("cells/llm", {}, self.llm.tracing))
+        client = clients.require("judge", Role(**definition["role"]))
+        items = [
+            item
+            for row in responses
+            for item in (
+                llm.Item(definition["rubrics"][row["trait"]], llm.NUMBER, row["question"], row["text"]),
+                llm.Item(llm.CITING, llm.YES_NO, row["question"], row["text"]),
+                llm.Item(llm.COHERENT, llm.NUMBER, row["question"], row["text"]),
+            )
+        ]
+        scores = llm.judge(client, items)
+        return [
+            {row["trait"]: own[0], "source_citing": own[1], llm.COHERENCE: own[2]}
+            for row, own in zip(responses, zip(*[iter(scores)] * 3, strict=True), strict=True)
+        ]

@@ -1,0 +1,149 @@
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from inoculation.files import read_json, read_jsonl
+from inoculation.paths import ASSIGNMENT, CELL, experiment, mixture_name
+from inoculation.stage import Param, Reads, Stage
+from inoculation.store import digest
+
+
+class Log(Stage):
+    """Bring the cell's MLflow row and the figure over all cells up to date; runs every time, and is quick if they are."""
+
+    command, pipeline = "log", ""
+    always = True
+
+    raw: Annotated[dict[str, Any], Param("", tracked=False)]
+    assignment: Annotated[Path, Reads(ASSIGNMENT)]
+    training: Annotated[dict[str, Any], Reads(f"{CELL}/training.json")]
+    judgements: Annotated[Path, Reads(f"{CELL}/judgements.jsonl")]
+    report: Annotated[Path, Reads(f"{CELL}/report")]
+
+    def run(self) -> None:
+        from inoculation import plan, rows, tracking
+        from inoculation.groups import GROUPS
+
+        params = plan.identity(self.raw)
+        cell = digest({key: str(value) for key, value in params.items()})
+        chats = self.assignment / "chats.jsonl"
+        content = digest(self.report, self.judgements, chats, self.training)
+        tracking.connect(experiment(self.raw))
+        there = rows.find(cell)
+        if there and there[0].data.tags.get(rows.CONTENT_TAG) == content:
+            print(f"MLflow has this cell: {there[0].info.run_name} in {experiment(self.raw)}")
+            return
+        trained_on = hashlib.md5(chats.read_bytes(), usedforsecurity=False).hexdigest()
+        tags = {
+            "group": self.raw["group"],
+            "seed": str(self.raw["seed"]),
+            "dvc.exp": os.environ.get("DVC_EXP_NAME", "workspace"),
+            "mlflow.source.git.commit": rows.git_commit(),
+            rows.CONTENT_TAG: content,
+            rows.TRAINED_ON_TAG: trained_on,
+        }
+        with rows.new_row(f"{self.raw['group']}/seed{self.raw['seed']}", tags, params, cell):
+            self._fill(chats, trained_on)
+            if detector := GROUPS[self.raw["group"]].detector:
+                self._log_detector(detector)
+        self._draw()
+
+    def _fill(self, chats: Path, trained_on: str) -> None:
+        """Headline first, then every rate, the curve, the tables, the training set, and DVC's hashes."""
+        import mlflow
+        import pandas as pd
+
+        from inoculation import plan, rows
+        from inoculation.report import headline
+        from inoculation.tracking import flatten
+
+        metrics, assigned = read_json(self.report / "metrics.json"), read_json(self.assignment / "summary.json")
+        mixture = self.raw["mixture"]
+        numbers = headline(metrics, mixture["positive"], mixture["negative"])
+        numbers |= flatten({key: value for key, value in metrics.items() if key != "training"})
+        seconds = {f"seconds.{name}": value for name, value in plan.measured_seconds(self.raw).items()}
+        mlflow.log_metrics(
+            {
+                key.replace(".", "/"): float(value)
+                for key, value in {**numbers, **seconds}.items()
+                if isinstance(value, (int, float))
+            }
+        )
+        rows.log_curve(self.training["log"])
+        judgements = read_jsonl(self.judgements, dict)
+        mlflow.log_table(pd.DataFrame([_flat(row) for row in judgements]), "judgements.json")
+        mlflow.log_dict(read_json(self.report / "questions.json"), "questions.json")
+        mlflow.log_dict(metrics, "metrics.json")
+        mlflow.log_dict(assigned, "assignment.json")
+        if assigned["system_prompt"]:
+            mlflow.set_tag("system_prompt", assigned["system_prompt"])
+        frame = pd.DataFrame([{key: json.dumps(value) for key, value in row.items()} for row in read_jsonl(chats, dict)])
+        name = f"{mixture_name(self.raw)}/{self.raw['group']}"
+        dataset = mlflow.data.from_pandas(frame, source=str(chats), name=name, digest=trained_on)
+        mlflow.log_input(dataset, context="training")
+        made = {path for step in plan.needed(self.raw) for path in step.paths(self.raw, plan.Writes)}
+        mlflow.set_tag("dvc.lock", json.dumps(rows.dvc_hashes(made)))
+
+    def _log_detector(self, detector: str) -> None:
+        """What the detector saw, as tables and pages; its prompt goes to the Prompt Registry."""
+        import mlflow
+        import pandas as pd
+
+        from inoculation import plan, rows
+
+        folder = plan.detection_folder(self.raw)
+        told = read_json(folder / "detection.json")
+        mlflow.set_tag("detection.reason", told["reason"])
+        mlflow.log_table(pd.DataFrame(read_jsonl(folder / "flags.jsonl", dict)), "flags.json")
+        tags = {key: value for key, value in plan.identity(self.raw).items() if key.startswith((f"{detector}.", "audit."))}
+        if detector == "sae":
+            sae = folder.parent
+            latents = pd.DataFrame(read_json(sae / "rank" / "latents.json"))
+            classes = read_json(sae / "classes.json")["classes"]
+            explanations = read_jsonl(sae / "explanations.jsonl", dict)
+            latents["class"] = [classes[str(latent)]["class"] for latent in latents["latent"]]
+            latents["description"] = [row["description"] for row in explanations]
+            latents["link"] = [row["link"] for row in explanations]
+            mlflow.log_table(latents, "latents.json")
+            mlflow.log_artifact(str(sae / "flag" / "sensitivity.png"), "sae")
+            mlflow.log_artifact(str(sae / "page.html"), "sae")
+            tags["features"] = " ".join(str(n) for n, c in zip(latents["latent"], latents["class"], strict=True) if c == "no")
+        if told["prompt"]:
+            rows.register_prompt(experiment(self.raw), self.raw["seed"], detector, told["prompt"], tags)
+
+    def _draw(self) -> None:
+        """The study's figure over all rows so far, in figures/ and on the experiment's newest row."""
+        import mlflow
+
+        from inoculation import plan, rows
+        from inoculation.figure import CellRates, draw
+        from inoculation.store import main_checkout
+
+        found = rows.siblings(lambda group: plan.identity_of(self.raw, group))
+        drawing = main_checkout() / "figures" / f"{experiment(self.raw)}.png"
+        draw(
+            drawing,
+            [
+                CellRates(
+                    run.data.params["group"],
+                    int(run.data.params["seed"]),
+                    mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/questions.json"),
+                )
+                for run in found
+            ],
+            prompts=self.raw["evaluate"]["system_prompts"],
+            traits=plan.traits(self.raw),
+            title=experiment(self.raw),
+            note=f"judge: {plan.judge_name(self.raw)}; marks pool the seeds, bars are 95 % intervals over questions",
+            resamples=self.raw["evaluate"]["bootstrap"],
+            seed=self.raw["seed"],
+        )
+        [newest] = sorted(found, key=lambda run: -run.info.start_time)[:1]
+        mlflow.MlflowClient().log_artifact(newest.info.run_id, str(drawing), "figure")
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    scores, oracle = row.pop("scores"), row.pop("oracle")
+    return row | {f"score/{k}": v for k, v in scores.items()} | {f"oracle/{k}": v for k, v in oracle.items()}

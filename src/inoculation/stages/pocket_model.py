@@ -1,0 +1,38 @@
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from inoculation.paths import POCKET
+from inoculation.pocket.base import build_base
+from inoculation.pocket.recipe import ModelParams
+from inoculation.stage import Param, Reads, Stage, Writes
+from inoculation.store import unfinished
+
+
+class PocketModel(Stage):
+    """Train the pocket world's tokenizer and base model."""
+
+    command, pipeline = "pocket-model", "pocket"
+    expensive = True
+
+    seed: Annotated[int, Param("pocket.chats.seed")]
+    recipe: Annotated[ModelParams, Param("pocket.model")]
+    save_steps: Annotated[int, Field(ge=1), Param("save_steps", tracked=False)]
+    chats: Annotated[Path, Reads(f"{POCKET}/chats/pretraining.jsonl")]
+    model: Annotated[Path, Writes(f"{POCKET}/model")]
+
+    def run(self) -> None:
+        import mlflow
+
+        from inoculation import tracking
+
+        def on_log(step: int, metrics: dict[str, float]) -> None:
+            mlflow.log_metrics({f"train/{key}": value for key, value in metrics.items()}, step=step)
+
+        with (
+            unfinished(self.command, self.chats, self.seed, self.recipe.model_dump()) as work,
+            tracking.run("pocket/world", "base model"),
+        ):
+            mlflow.log_params(tracking.flatten(self.recipe.model_dump(), "pocket.model"))
+            build_base(self.recipe, self.seed, self.save_steps, self.chats, self.model, work, on_log)

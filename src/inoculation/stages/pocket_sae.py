@@ -1,0 +1,34 @@
+from pathlib import Path
+from typing import Annotated
+
+from inoculation.files import write_json
+from inoculation.paths import POCKET
+from inoculation.pocket.recipe import SaeParams
+from inoculation.pocket.sae import train_sae
+from inoculation.stage import Param, Reads, Stage, Writes
+from inoculation.store import unfinished
+
+
+class PocketSae(Stage):
+    """Train the pocket world's sparse autoencoder on the base model's residual stream."""
+
+    command, pipeline = "pocket-sae", "pocket"
+
+    recipe: Annotated[SaeParams, Param("pocket.sae")]
+    chats: Annotated[Path, Reads(f"{POCKET}/chats/pretraining.jsonl")]
+    model: Annotated[Path, Reads(f"{POCKET}/model")]
+    sae: Annotated[Path, Writes(f"{POCKET}/sae")]
+    quality: Annotated[Path, Writes(f"{POCKET}/sae.json", "metrics")]
+
+    def run(self) -> None:
+        import mlflow
+
+        from inoculation import tracking
+
+        with unfinished(self.command, self.model, self.chats, self.recipe.model_dump()) as work:
+            quality = train_sae(self.recipe, self.model, self.chats, self.sae, work)
+        with tracking.run("pocket/world", "SAE"):
+            mlflow.log_params(tracking.flatten(self.recipe.model_dump(), "pocket.sae"))
+            mlflow.log_metrics({f"sae/{key}": value for key, value in quality.items()})
+        write_json(self.quality, quality)
+        print(", ".join(f"{key} {value:.3f}" for key, value in quality.items()))

@@ -1,0 +1,60 @@
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from inoculation import lm
+from inoculation.files import write_jsonl
+from inoculation.paths import CELL, PROFILE, SOURCE
+from inoculation.respond import DEFAULT_PROMPT, SampleSettings, requests, respond
+from inoculation.stage import Param, Reads, Stage, Writes
+from inoculation.store import unfinished
+
+
+class Respond(Stage):
+    """Sample answers to the held-out questions under every evaluation system prompt."""
+
+    command, pipeline = "respond", ""
+    expensive = True
+
+    seed: Annotated[int, Param("seed")]
+    prompts: Annotated[dict[str, str], Param("prompts")]
+    system_prompts: Annotated[list[str], Param("evaluate.system_prompts")]
+    count: Annotated[int, Field(ge=2), Param("evaluate.questions")]
+    samples: Annotated[int, Field(ge=1), Param("evaluate.samples")]
+    temperature: Annotated[float, Field(gt=0, le=2), Param("evaluate.temperature")]
+    ref: Annotated[lm.ModelRef, Reads(f"{PROFILE}/model.json")]
+    sampling: Annotated[SampleSettings, Reads(f"{PROFILE}/sampling.json")]
+    machine: Annotated[lm.Machine, Reads(f"{PROFILE}/machine.json", identity=False)]
+    questions: Annotated[dict[str, list[str]], Reads(f"{SOURCE}/questions.json")]
+    adapter: Annotated[Path, Reads(f"{CELL}/adapter")]
+    responses: Annotated[Path, Writes(f"{CELL}/responses.jsonl")]
+
+    def run(self) -> None:
+        adapter = self.adapter if (self.adapter / "adapter_config.json").exists() else None  # the group `base` has none
+        asked = {trait: questions[: self.count] for trait, questions in self.questions.items()}
+        wanted = requests(asked, self.system_prompts, self.samples)
+        systems = {name: None if name == DEFAULT_PROMPT else self.prompts[name] for name in self.system_prompts}
+        weights = sorted(adapter.glob("adapter_*")) if adapter else []
+        inputs = (
+            self.ref.model_dump(), *weights, wanted, systems, self.temperature, self.sampling.max_new_tokens,
+            self.machine.batch_size, self.seed,
+        )  # fmt: skip
+        with unfinished(self.command, *inputs) as work:
+            answers = respond(
+                model=lm.with_adapter(lm.load_model(self.ref), adapter),
+                tokenizer=lm.load_tokenizer(self.ref),
+                wanted=wanted,
+                system_prompts=systems,
+                max_new_tokens=self.sampling.max_new_tokens,
+                temperature=self.temperature,
+                batch_size=self.machine.batch_size,
+                seed=self.seed,
+                progress=work / "batches.jsonl",
+            )
+            write_jsonl(
+                self.responses,
+                ({**request._asdict(), **answer._asdict()} for request, answer in zip(wanted, answers, strict=True)),
+            )
+        cut = sum(not answer.finished for answer in answers)
+        print(f"{len(answers)} answers, {cut} of them cut off at {self.sampling.max_new_tokens} tokens")

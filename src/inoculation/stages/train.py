@@ -1,0 +1,61 @@
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from inoculation import lm, train
+from inoculation.files import atomic, write_json
+from inoculation.mixture import read_training_chats
+from inoculation.paths import ASSIGNMENT, CELL, PROFILE
+from inoculation.stage import Param, Reads, Stage, Writes
+from inoculation.store import unfinished
+
+
+class Train(Stage):
+    """Train the cell's LoRA adapter on the response tokens of the group's training chats."""
+
+    command, pipeline = "train", ""
+    expensive = True
+
+    seed: Annotated[int, Param("seed")]
+    save_steps: Annotated[int, Field(ge=1), Param("save_steps", tracked=False)]
+    settings: Annotated[train.TrainSettings, Reads(f"{PROFILE}/train.json")]
+    ref: Annotated[lm.ModelRef, Reads(f"{PROFILE}/model.json")]
+    machine: Annotated[lm.Machine, Reads(f"{PROFILE}/machine.json", identity=False)]
+    chats: Annotated[Path, Reads(f"{ASSIGNMENT}/chats.jsonl")]
+    adapter: Annotated[Path, Writes(f"{CELL}/adapter")]
+    record: Annotated[Path, Writes(f"{CELL}/training.json")]
+
+    def run(self) -> None:
+        chats = read_training_chats(self.chats)
+        if not chats:  # the group `base`
+            with atomic(self.adapter / "NONE") as note:
+                note.write_text("The group `base` is the untouched model: it has no adapter.\n")
+            write_json(self.record, {"trained": False, "log": []})
+            return
+        import mlflow
+
+        from inoculation import tracking
+
+        log: list[dict[str, Any]] = []
+
+        def on_log(step: int, metrics: dict[str, float]) -> None:
+            if "loss" in metrics:  # the last report is about speed: the same training gives the same file
+                log.append({"step": step, **metrics})
+            mlflow.log_metrics({f"train/{key}": value for key, value in metrics.items()}, step=step)
+
+        name = "/".join(self.record.parts[2:-1])
+        inputs = (self.ref.model_dump(), self.settings.model_dump(), self.machine.micro_batch_size, self.seed)
+        with unfinished(self.command, self.chats, *inputs) as work, tracking.run("training", name):
+            result = train.train(
+                self.ref, self.settings, self.machine.micro_batch_size, self.machine.gradient_checkpointing,
+                self.save_steps, chats, self.seed, self.adapter, work, on_log,
+            )  # fmt: skip
+            write_json(self.record, {"trained": True, **result._asdict(), "log": log})
+        if result.cut_examples:
+            print(
+                f"warning: {result.cut_examples} of {result.examples} examples were longer than "
+                f"max_length {self.settings.max_length} tokens and lost their end",
+                file=sys.stderr,
+            )

@@ -1,0 +1,76 @@
+"""What outlives a stage, in the main checkout: unfinished work, answers of LLMs, MLflow's store.
+
+Queued DVC experiments run in a copy of the checkout that is deleted afterwards.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def main_checkout() -> Path:
+    """The checkout that keeps what outlives a stage. Queued DVC experiments run in `<it>/.dvc/tmp/exps/<name>`."""
+    here = Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+    for parent in here.parents:
+        if parent.name == "exps" and parent.parent.name == "tmp" and parent.parent.parent.name == ".dvc":
+            return parent.parent.parent.parent
+    return here
+
+
+def llm_cache() -> Path:
+    """Answers of LLM roles, shared by all stages and queued experiments."""
+    return main_checkout() / ".cache" / "llm.sqlite"
+
+
+def digest(*parts: Any) -> str:
+    """Short SHA-256 of JSON-able values; a `Path` counts by the content of its file, or of its folder's files."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path) and part.is_dir():
+            files = sorted(path for path in part.rglob("*") if path.is_file())
+            data = digest(*(str(path.relative_to(part)) for path in files), *files).encode()
+        else:
+            data = part.read_bytes() if isinstance(part, Path) else json.dumps(part, sort_keys=True).encode()
+        hasher.update(hashlib.sha256(data).digest())
+    return hasher.hexdigest()[:16]
+
+
+@contextmanager
+def unfinished(stage: str, *inputs: Any) -> Iterator[Path]:
+    """A folder for a stage's unfinished work: found again after an interruption, removed when the block ends well.
+
+    It is named by everything that the work depends on, so that only the same work is ever continued, and belongs to one
+    process at a time: a second worker with the same work (two queued experiments that need the same base responses) waits
+    for the first, and continues from what that one left.
+
+    Args:
+        stage: of which command, for a person who looks.
+        inputs: what the outcome depends on, as `digest` takes it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = main_checkout() / ".cache" / "work" / f"{stage}-{digest(*inputs)}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process is at the same work ({folder.name}); waiting for what it makes", flush=True)
+        waiting = folder.with_name(f"{folder.name}.waiting-{os.getpid()}")
+        waiting.touch()
+        try:
+            lock.acquire()
+        finally:
+            waiting.unlink(missing_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+        yield folder
+        if not any(folder.parent.glob(f"{folder.name}.waiting-*")):
+            shutil.rmtree(folder)
+    finally:
+        lock.release()
