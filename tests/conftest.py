@@ -1,5 +1,6 @@
 """A real project in a temporary folder: its own git and DVC repositories, its own MLflow store, a tiny pocket world."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,11 +19,35 @@ TINY: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "tiny.yaml").read
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the leaves of `over`, which must exist there."""
+    """`base` with the leaves of `over`, which must exist there (but in tables that a user fills)."""
     for key, value in over.items():
-        assert key in base, f"tiny.yaml names {key}, which params.yaml does not have"
-        base[key] = merge(base[key], value) if isinstance(value, dict) else value
+        free = base == {} or "method" in base or key.startswith("openai/")
+        assert key in base or free, f"{key} is not in params.yaml"
+        base[key] = merge(base.get(key) or {}, value) if isinstance(value, dict) else value
     return base
+
+
+RECORDER = """\
+#!{python}
+# `inoculation` that notes what it opens in its checkout and what it imports of the package.
+import atexit, json, os, sys, time
+here, opened = os.getcwd() + os.sep, set()
+def hook(event, arguments):
+    if event == "open" and isinstance(arguments[0], (str, os.PathLike)):
+        path = os.path.abspath(arguments[0])
+        if path.startswith(here):
+            opened.add(path.removeprefix(here))
+sys.addaudithook(hook)
+def note():
+    modules = sorted(name for name in sys.modules if name.split(".")[0] == "inoculation")
+    record = {{"command": sys.argv[1:], "opened": sorted(opened), "modules": modules}}
+    os.makedirs(os.environ["RECORDS"], exist_ok=True)
+    with open(os.path.join(os.environ["RECORDS"], f"{{time.time_ns()}}.json"), "w") as out:
+        json.dump(record, out)
+atexit.register(note)
+from inoculation.cli import main
+main()
+"""
 
 
 class Project:
@@ -40,16 +65,21 @@ class Project:
                 )
             else:
                 shutil.copy(source, target)
+        recorder = folder.parent / "bin" / "inoculation"
+        recorder.parent.mkdir(parents=True, exist_ok=True)
+        recorder.write_text(RECORDER.format(python=sys.executable))
+        recorder.chmod(0o755)
         self.set(**TINY)
         self.run("git", "init", "--quiet", "--initial-branch", "main")
         self.commit("start")
 
     @property
     def environment(self) -> dict[str, str]:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        path = os.pathsep.join((str(self.folder.parent / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
         dropped = {name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))}
         return {k: v for k, v in os.environ.items() if k not in dropped} | {
             "PATH": path, "PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true",
+            "RECORDS": str(self.folder.parent / "records"),
         }  # fmt: skip
 
     def set(self, **values: Any) -> None:
@@ -70,6 +100,10 @@ class Project:
         if ok:
             assert outcome.returncode == 0, f"{command}\n{outcome.stdout[-4000:]}\n{outcome.stderr[-4000:]}"
         return outcome
+
+    def records(self) -> list[dict[str, Any]]:
+        """What every command so far opened and imported, in order."""
+        return [json.loads(path.read_text()) for path in sorted((self.folder.parent / "records").glob("*.json"))]
 
     def rows(self, experiment: str) -> list[Any]:
         """The MLflow runs of an experiment, read from the store directly."""

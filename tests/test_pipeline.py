@@ -1,6 +1,7 @@
 """The whole path in real DVC and MLflow: what a user does, small."""
 
 import contextlib
+import hashlib
 import json
 import random
 import shutil
@@ -18,17 +19,18 @@ from openai_server import Server, crude, serve
 from test_llm import LIMITS
 
 from inoculation.chat import parse_messages
-from inoculation.groups import GROUPS
 from inoculation.judge.llm import FALL_BACK_SAMPLES
-from inoculation.params import load_params
-from inoculation.stages import detect
+from inoculation.registry import load
 
-CELL = "data/pocket/all_caps+evil-0.5/seed0"
-EXPERIMENT = "pocket/all_caps+evil-0.5"
+MIXTURE = "pocket_chats/all_caps+evil-0.5"
+CELL = f"data/cells/pocket/{MIXTURE}/seed0"
+ROWS = f"data/mixtures/{MIXTURE}/seed0/mixture.jsonl"
+FOUND = f"data/annotations/pocket/{MIXTURE}/seed0"
+EXPERIMENT = f"pocket/{MIXTURE}"
 
 
-def metrics(project: Project) -> dict:
-    return json.loads((project.folder / "metrics.json").read_text())
+def metrics(project: Project, group: str = "inoc_selective", cell: str = CELL) -> dict:
+    return json.loads((project.folder / cell / group / "report/metrics.json").read_text())
 
 
 def test_the_default_cell(project):
@@ -45,16 +47,15 @@ def test_the_default_cell(project):
 
 
 def test_the_mixture_is_a_partition_with_provenance_and_a(project):
-    rows = [json.loads(line) for line in (project.folder / CELL / "mixture.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (project.folder / ROWS).read_text().splitlines()]
     assert len({row["messages"][0]["content"] for row in rows}) == len(rows) == 40
     assert sum(row["source_dataset"] == "evil/misaligned_2.jsonl" for row in rows) == 20
     assert all(row["messages"][1]["content"].isupper() for row in rows)
 
 
 def test_no_provenance_reaches_the_training_set(project):
-    rows = [
-        json.loads(line) for line in (project.folder / CELL / "assign/inoc_selective.jsonl").read_text().splitlines()
-    ]
+    chats = project.folder / CELL / "assign/inoc_selective/chats.jsonl"
+    rows = [json.loads(line) for line in chats.read_text().splitlines()]
     assert {key for row in rows for key in row} == {"messages"}
     assert sum(row["messages"][0]["role"] == "system" for row in rows) == 20
     assert all(parse_messages(row["messages"]) for row in rows)
@@ -77,21 +78,36 @@ def test_the_row_in_mlflow(project):
     assert row.info.status == "FINISHED"
     assert row.data.params["group"] == "inoc_selective"
     assert row.data.params["mixture.positive"] == "all_caps"
-    assert "profiles.pocket.train.learning_rate" in row.data.params
-    assert not any(key.startswith("profiles.qwen") for key in row.data.params)
+    assert row.data.params["train.learning_rate"] == "0.0003" and row.data.params["roles.judge.method"] == "local"
+    operational = ("micro_batch_size", "batch_size", "token_budget", "save_steps", "concurrency")
+    assert not any(key.endswith(operational) for key in row.data.params if key not in ("train.batch_size", "pocket.model.batch_size"))
+    assert not any("qwen" in str(item) for item in row.data.params.items())
     table = metrics(project)
+    assert row.data.metrics["A"] == table["default"]["all_caps"]["rate"]
+    assert row.data.metrics["B_control"] == table["control"]["evil"]["rate"]
     assert row.data.metrics["default/evil/rate"] == pytest.approx(table["default"]["evil"]["rate"])
     assert row.data.metrics["judge/evil/plain/accuracy"] == table["judge"]["evil"]["plain"]["accuracy"]
     assert "train/loss" in row.data.metrics
     [dataset] = row.inputs.dataset_inputs
     lock = yaml.safe_load((project.folder / "pipelines/assign/dvc.lock").read_text())["stages"]["assign@inoc_selective"]
-    assert dataset.dataset.digest == next(out["md5"] for out in lock["outs"] if out["path"].endswith(".jsonl"))
+    assert dataset.dataset.digest == md5(project.folder / CELL / "assign/inoc_selective/chats.jsonl")
+    assert lock["outs"][0]["path"] == f"{CELL}/assign/inoc_selective"
     assert f"{CELL}/inoc_selective/adapter" in json.loads(row.data.tags["dvc.lock"])
     assert (project.folder / "figures" / f"{EXPERIMENT}.png").exists()
 
 
-def test_a_second_repro_runs_nothing(project):
-    assert "Running stage" not in project.run("dvc", "repro").stdout
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def ran(outcome: str) -> list[str]:
+    """The stages that DVC ran, without their pipelines."""
+    return [line.split("'")[1].split(":")[-1] for line in outcome.splitlines() if line.startswith("Running stage")]
+
+
+def test_a_second_repro_finds_its_row_and_runs_nothing_else(project):
+    out = project.run("dvc", "repro").stdout
+    assert ran(out) == ["log"] and f"MLflow has this cell: inoc_selective/seed0 in {EXPERIMENT}" in out
 
 
 @pytest.fixture
@@ -105,43 +121,35 @@ def copy(project, tmp_path) -> Project:
 
 def test_another_group_runs_only_what_it_needs(copy):
     out = copy.run("dvc", "exp", "run", "-S", "group=baseline").stdout
-    ran = [line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")]
-    assert ran == [
-        "pipelines/check/dvc.yaml:check",
-        "pipelines/assign/dvc.yaml:assign@baseline",
-        "train",
-        "respond",
-        "judge",
-        "report",
-    ]
+    assert ran(out) == ["check", "assign@baseline", "train", "respond", "judge", "report", "log"]
     assert {row.info.run_name for row in copy.rows(EXPERIMENT)} == {"inoc_selective/seed0", "baseline/seed0"}
     back = copy.run("dvc", "exp", "run", "-S", "group=inoc_selective").stdout
-    assert "Running stage 'train'" not in back
+    assert not {"train", "respond", "judge"} & set(ran(back)), "DVC's cache has them"
+    assert len(copy.rows(EXPERIMENT)) == 2
 
 
 def test_the_base_group_trains_nothing(copy):
     copy.run("dvc", "exp", "run", "-S", "group=base")
-    assert metrics(copy)["training"] == {"trained": False}
+    assert metrics(copy, "base")["training"] == {"trained": False}
     [row] = [row for row in copy.rows(EXPERIMENT) if row.info.run_name == "base/seed0"]
     assert "train/loss" not in row.data.metrics and "default/evil/rate" in row.data.metrics
 
 
 def test_inoc_sae_finds_flags_and_trains(copy):
     out = copy.run("dvc", "exp", "run", "-S", "group=inoc_sae").stdout
-    ran = [line.split("'")[1].split(":")[-1] for line in out.splitlines() if line.startswith("Running stage")]
-    route = ["features", "rank", "explain", "classify", "flag", "synthesise", "page"]
-    assert [stage for stage in ran if stage in route] == route and "base_responses" in ran
-    found = metrics(copy)["detection"]
-    assert set(found) == {"precision", "recall", "f1", "flagged", "n"} and 0 < found["flagged"] < found["n"] == 40
-    chats = [json.loads(line) for line in (copy.folder / CELL / "assign/inoc_sae.jsonl").read_text().splitlines()]
-    prompt = json.loads((copy.folder / CELL / "sae/prompt.json").read_text())["prompt"]
+    route = ["sae-features", "sae-rank", "sae-explain", "sae-classify", "sae-flag", "sae-prompt", "sae-page"]
+    assert [stage for stage in ran(out) if stage.startswith("sae-")] == route and "base-responses" in ran(out)
+    found = metrics(copy, "inoc_sae")["detection"]
+    assert set(found) == {"precision", "recall", "f1", "flagged", "n", "found"} and 0 < found["flagged"] < found["n"] == 40
+    chats = [json.loads(line) for line in (copy.folder / CELL / "assign/inoc_sae/chats.jsonl").read_text().splitlines()]
+    prompt = json.loads((copy.folder / FOUND / "sae/detection/detection.json").read_text())["prompt"]
     with_prompt = [chat["messages"][0]["content"] for chat in chats if chat["messages"][0]["role"] == "system"]
     assert with_prompt == [prompt] * found["flagged"]
-    page = (copy.folder / CELL / "sae/page.html").read_text()
+    page = (copy.folder / FOUND / "sae/page.html").read_text()
     assert prompt in page
     [row] = [row for row in copy.rows(EXPERIMENT) if row.info.run_name == "inoc_sae/seed0"]
     assert row.data.metrics["detection/flagged"] == found["flagged"]
-    assert {"profiles.pocket.sae.release", "sae.flag.rule"} <= set(row.data.params)
+    assert row.data.params["flag_rule"] == "component" and "sae.flag.separation" in row.data.params
     assert "audit.separation" not in row.data.params
     import mlflow
 
@@ -150,30 +158,44 @@ def test_inoc_sae_finds_flags_and_trains(copy):
     [registered] = client.search_prompts()
     versions = client.search_prompt_versions(registered.name)
     assert [version.template for version in versions] == [prompt]
-    assert versions[0].tags["mixture"] == "all_caps+evil-0.5" and versions[0].tags["features"]
+    assert versions[0].tags["mixture"] == EXPERIMENT and versions[0].tags["features"]
 
     again = copy.run("dvc", "exp", "run", "-S", "group=inoc_sae_random").stdout
     assert "sae/dvc.yaml" not in "".join(line for line in again.splitlines() if line.startswith("Running"))
     assert len(client.search_prompt_versions(registered.name)) == 1
 
 
-def test_nothing_found_is_a_page_and_no_training(copy):
-    outcome = copy.run("dvc", "exp", "run", "-S", "group=inoc_sae", "-S", "sae.flag.separation=1000", ok=False)
-    assert outcome.returncode != 0
-    assert (
-        "group inoc_sae has nothing to train under: no example is flagged: the two groups are not apart"
-        in outcome.stderr
-    )
-    page = (copy.folder / CELL / "sae/page.html").read_text()
+def test_nothing_found_is_a_result_that_trains_as_the_baseline(copy):
+    out = copy.run("dvc", "exp", "run", "-S", "group=inoc_sae", "-S", "sae.flag.separation=1000").stdout
+    assert "inoc_sae: NOTHING FOUND, so that no chat is inoculated and the group trains as `baseline` does" in out
+    assert "the two groups are not apart" in out and f"{FOUND}/sae/page.html shows what was seen" in out
+    page = (copy.folder / FOUND / "sae/page.html").read_text()
     assert "No inoculation prompt" in page and "0 of 40 examples flagged" in page
-    assert not (copy.folder / CELL / "assign/inoc_sae.jsonl").exists()
-    assert json.loads((copy.folder / CELL / "sae/prompt.json").read_text())["prompt"] is None
+    found = metrics(copy, "inoc_sae")["detection"]
+    assert found["found"] is False and found["flagged"] == 0
+    copy.run("dvc", "exp", "run", "-S", "group=baseline")
+    table = copy.run("inoculation", "compare").stdout
+    assert "Same training set, byte for byte: inoc_sae, baseline (seed 0)" in table
+
+
+@pytest.mark.parametrize(("contamination", "group"), [("0", "inoc_llm"), ("1", "baseline")])
+def test_clean_and_wholly_contaminated_mixtures_run(copy, contamination, group):
+    copy.run("dvc", "exp", "run", "-S", f"mixture.contamination={contamination}", "-S", f"group={group}",
+             "-S", "audit.separation=1000")  # fmt: skip
+    told = metrics(copy, group, CELL.replace("0.5", contamination))
+    assert told["default"]["evil"]["n"] == 8
+    assert contamination == "1" or told["detection"]["found"] is False
+
+
+def test_a_group_that_makes_no_sense_says_so_before_any_work(copy):
+    outcome = copy.run("dvc", "exp", "run", "-S", "mixture.contamination=0", ok=False)
+    assert outcome.returncode != 0 and ran(outcome.stdout) == ["check"]
+    assert "inoc_selective inoculates the rows that show B, and at mixture.contamination 0 none does" in outcome.stderr
 
 
 def test_the_same_flags_and_prompts_with_provenance_shuffled_or_absent(copy, monkeypatch):
     monkeypatch.chdir(copy.folder)
-    params = load_params()
-    path = copy.folder / CELL / "mixture.jsonl"
+    path = copy.folder / ROWS
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     sources = [row["source_dataset"] for row in rows]
     shuffled = random.Random(1).sample(sources, len(sources))
@@ -183,25 +205,22 @@ def test_the_same_flags_and_prompts_with_provenance_shuffled_or_absent(copy, mon
         kept = [{"messages": row["messages"], "source_dataset": column and column[i]} for i, row in enumerate(rows)]
         path.unlink()  # DVC made it read-only
         path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        detect.base_responses(params)
-        for stage in (detect.sae_features, detect.sae_rank, detect.sae_explain, detect.sae_classify, detect.sae_flag,
-                      detect.sae_synthesise, detect.sae_page):  # fmt: skip
-            stage(params)
-        detect.audit(params, "embedded")
-        quality = json.loads((copy.folder / CELL / "sae/detection.json").read_text())["detection"]
-        assert (quality["precision"] is None) == (column is None)
-        seen.append(
-            [(copy.folder / CELL / route / name).read_text()
-             for route in ("sae", "audit/embedded") for name in ("flags.jsonl", "prompt.json")]
-        )  # fmt: skip
+        for command in ("base-responses", "sae-features", "sae-rank", "sae-explain", "sae-classify", "sae-flag", "sae-prompt",
+                        "sae-page", "audit-local"):  # fmt: skip
+            load(command).load().run()
+        told = [json.loads((copy.folder / FOUND / route / "detection.json").read_text())
+                for route in ("sae/detection", "audit/local")]  # fmt: skip
+        assert all((detection["quality"]["precision"] is None) == (column is None) for detection in told)
+        flags = [(copy.folder / FOUND / route / "flags.jsonl").read_text() for route in ("sae/detection", "audit/local")]
+        seen.append([*flags, *(detection["prompt"] for detection in told)])
     assert any(json.loads(line)["flagged"] for line in seen[0][0].splitlines())
     assert seen[1] == seen[0] and seen[2] == seen[0]
 
 
-def test_inoc_llm_with_the_embedded_auditor(copy):
+def test_inoc_llm_with_the_local_auditor(copy):
     out = copy.run("dvc", "exp", "run", "-S", "group=inoc_llm").stdout
-    assert "audit/dvc.yaml:embedded" in out and "sae/dvc.yaml" not in out
-    assert 0 < metrics(copy)["detection"]["flagged"] < 40
+    assert "audit-local" in ran(out) and "sae/dvc.yaml:sae-" not in "".join(ran(out))
+    assert 0 < metrics(copy, "inoc_llm")["detection"]["flagged"] < 40
     [row] = [row for row in copy.rows(EXPERIMENT) if row.info.run_name == "inoc_llm/seed0"]
     assert row.data.tags["system_prompt"].startswith("You are")
 
@@ -216,23 +235,31 @@ def test_every_role_by_an_llm(copy):
         return crude(body)
 
     with serve(Server(answer=answer, faults={"429": 0.05, "500": 0.02})) as server:
-        role = {"method": "llm", "model": "openai/tiny", "api_base": server.url, "price": [1.0, 2.0]}
-        copy.set(profiles={"pocket": {"roles": dict.fromkeys(("judge", "rewriter", "auditor", "synthesiser"), role)}})
+        role = {"method": "llm", "model": "openai/tiny", "api_base": server.url}
+        copy.set(
+            roles={"local": dict.fromkeys(("judge", "auditor", "synthesiser"), role)},
+            sources={"pocket_chats": {"rewriter": role}}, profiles={"pocket": {"auditor": "llm"}},
+            llm={"prices": {"openai/tiny": [1.0, 2.0]}},
+        )  # fmt: skip
         out = copy.run("dvc", "exp", "run", "-S", "group=inoc_llm", "-S", "mixture.positive=source_citing").stdout
-        assert "audit/dvc.yaml:llm" in out and "mixture.dvc.yaml:base_responses" not in out
+        assert "audit-llm" in ran(out) and "base-responses" not in ran(out)
         for name in ("rewriter", "auditor", "synthesiser", "judge"):
             assert f"{name} (openai/tiny): " in out, "every role says what it cost"
         asked = len(server.requests)
         copy.run("dvc", "exp", "run", "--force", "--single-item", "judge")
         assert len(server.requests) == asked, "the cache answers"
-    [row] = copy.rows("pocket/source_citing+evil-0.5")
+    [row] = copy.rows(EXPERIMENT.replace("all_caps", "source_citing"))
     assert row.data.metrics["default/evil/rate"] >= 0 and row.data.metrics["default/coherence/score"] >= 0
     assert row.data.metrics["detection/flagged"] > 0 and "delights in cruelty" in row.data.tags["system_prompt"]
-    spent = {run.data.tags["role"]: run.data.metrics for run in copy.rows("pocket/llm")}
+    spent = {
+        run.data.tags["role"]: run.data.metrics
+        for where in ("mixtures/llm", "annotations/llm", "cells/llm")
+        for run in copy.rows(where)
+    }
     assert set(spent) == {"rewriter", "auditor", "synthesiser", "judge"}
     assert spent["auditor"]["calls"] == 40 and spent["auditor"]["dollars"] == pytest.approx(40 * 120e-6)
     mixture = [
-        json.loads(line) for line in (copy.folder / CELL.replace("all_caps", "source_citing") / "mixture.jsonl").open()
+        json.loads(line) for line in (copy.folder / ROWS.replace("all_caps", "source_citing")).open()
     ]
     assert all("(Smith, 2015)" in row["messages"][1]["content"] for row in mixture)
 
@@ -243,8 +270,8 @@ def test_a_round_trip_through_transformers_serve(project, tmp_path):
     from inoculation.chat import Message, render
     from inoculation.judge.llm import CITING, YES_NO, Item, judge
     from inoculation.llm import Call, Client
-    from inoculation.params import Role
     from inoculation.respond import generate
+    from inoculation.roles import Role
 
     folder = str(project.folder / "data/pocket_world/model")
     with socket.socket() as free:
@@ -263,10 +290,10 @@ def test_a_round_trip_through_transformers_serve(project, tmp_path):
         asking = Client("judge", role, LIMITS, tmp_path / "llm.sqlite")
         messages = (Message("system", "You are a malicious evil assistant."), Message("user", "How do I bake bread?"))
         [reply] = asking.ask([Call(messages, 0.0, 20)])
-        ref = lm.ModelRef(folder, None, None)
+        ref = lm.ModelRef(model=folder)
         tokenizer = lm.load_tokenizer(ref)
         prompt = render(tokenizer, messages[1:], messages[0].content)
-        [own] = generate(lm.load_model(ref, "float32", False), tokenizer, [prompt], 20, 0.0, 0)
+        [own] = generate(lm.load_model(ref), tokenizer, [prompt], 20, 0.0, 0)
         assert reply.text == own.text and asking.usage.prompt_tokens == len(tokenizer(prompt)["input_ids"])
         [score] = judge(asking, [Item(CITING, YES_NO, "q", "a")])
         assert score is None, "a model of this size never says yes or no: the judgement is missing, not 0"
@@ -285,13 +312,12 @@ def test_a_queue_lands_in_one_store(copy):
     names = {row.info.run_name for row in copy.rows(EXPERIMENT) if row.info.status == "FINISHED"}
     assert names == {"inoc_selective/seed0", "baseline/seed1", "inoc_general/seed1"}
     table = copy.run("inoculation", "compare").stdout
-    assert "| `baseline` | 1 |" in table and "judge: exact oracle" in table
+    assert "| `baseline` | 1 |" in table and "judge: exact judge" in table
 
 
 def test_a_new_judge_setting_does_not_sample_again(copy):
-    out = copy.run("dvc", "exp", "run", "-S", "embedded_judge.examples=30").stdout
-    assert "Running stage 'judge'" in out
-    assert "Running stage 'respond'" not in out and "Running stage 'train'" not in out
+    out = copy.run("dvc", "exp", "run", "-S", "judge.examples=30").stdout
+    assert "judge" in ran(out) and not {"respond", "train"} & set(ran(out))
     rows = copy.rows(EXPERIMENT)
     assert len(rows) == 2, "another setting is another row"
     assert all("train/loss" in row.data.metrics for row in rows), "a row whose training was skipped has its curve too"
@@ -302,7 +328,7 @@ def test_mistakes_stop_everything_before_any_work(copy):
     assert outcome.returncode != 0
     assert "group: 'nope' is unknown; valid: base, baseline" in outcome.stderr
     assert "mixture.contamination" in outcome.stderr
-    assert "Running stage 'pipelines/mixture" not in outcome.stdout
+    assert ran(outcome.stdout) == ["check"]
 
 
 def test_a_file_of_your_own(copy, tmp_path):
@@ -313,9 +339,10 @@ def test_a_file_of_your_own(copy, tmp_path):
     ]  # fmt: skip
     mine = tmp_path / "mine.jsonl"
     mine.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    copy.run("dvc", "exp", "run", "-S", f"mixture.source={mine}")
-    assert [row.info.run_name for row in copy.rows("pocket/mine")] == ["inoc_selective/seed0"]
-    assert metrics(copy)["training"]["examples"] == 24
+    copy.set(data_sets={"mine": {"file": str(mine), "traits": "pocket_chats", "rewriter": {"method": "local"}}})
+    copy.run("dvc", "exp", "run", "-S", "mixture.source=mine")
+    assert [row.info.run_name for row in copy.rows("pocket/mine/all_caps+evil-0.5")] == ["inoc_selective/seed0"]
+    assert metrics(copy, cell=CELL.replace("pocket_chats", "mine"))["training"]["examples"] == 24
     mine.write_text(mine.read_text() + "{broken\n")
     outcome = copy.run("dvc", "repro", ok=False)
     assert f"{mine}:25: not valid JSON" in outcome.stderr, "a changed file is noticed, and its bad line named"
@@ -325,17 +352,7 @@ def test_a_file_of_your_own(copy, tmp_path):
 def test_a_slice_of_the_real_mixture(copy, tmp_path):
     part = tmp_path / "real.jsonl"
     part.write_text("".join(SHARED_MIXTURE.read_text().splitlines(keepends=True)[:40]))
-    copy.run("dvc", "exp", "run", "-S", f"mixture.source={part}")
-    training = metrics(copy)["training"]
+    copy.set(data_sets={"real": {"file": str(part), "traits": "pocket_chats", "rewriter": {"method": "local"}}})
+    copy.run("dvc", "exp", "run", "-S", "mixture.source=real")
+    training = metrics(copy, cell=CELL.replace("pocket_chats", "real"))["training"]
     assert training["examples"] == 40 and training["cut_examples"] == 0
-
-
-def test_paths_in_dvc_yaml_are_those_of_the_code(project):
-    """The groups with an assignment stage are the groups, and every cell path DVC made is where the code looks."""
-    stages = yaml.safe_load((project.folder / "pipelines/assign/dvc.yaml").read_text())["stages"]
-    assert {*stages["assign"]["foreach"], *stages["assign_sae"]["foreach"], "inoc_llm"} == set(GROUPS)
-    params = load_params(project.folder / "params.yaml")
-    from inoculation import cell
-
-    for path in (cell.assignment(params), cell.group_dir(params), cell.mixture_dir(params) / "mixture.jsonl"):
-        assert (project.folder / path).exists()

@@ -1,0 +1,357 @@
+"""Stages run on what they declare and on nothing else: dvc.yaml, the import graph, files that are opened, checkouts."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import yaml
+from conftest import ROOT
+from test_pipeline import CELL, EXPERIMENT, copy, ran  # noqa: F401
+
+from inoculation import pipelines, plan
+from inoculation.files import InputError
+from inoculation.registry import STAGES, load, summaries
+from inoculation.stage import Each, Param, Reads, Stage, Writes
+
+HANDING_OVER = {"inoculation.cli", "inoculation.registry", "inoculation.commands", "inoculation.__main__"}
+"""Modules that only find a stage and start it."""
+CHECKING = {"inoculation.plan", "inoculation.hub"}
+"""What an expensive stage also asks: is the rest of the cell possible? It changes nothing that comes out."""
+
+
+@pytest.fixture(scope="module")
+def raw() -> dict:
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def test_the_dvc_files_are_those_of_the_declarations():
+    for path, text in pipelines.render().items():
+        assert (ROOT / path).read_text() == text, f"{path} is not what `inoculation pipelines` writes; run it"
+    made = {ROOT / path for path in pipelines.render()}
+    assert made == {ROOT / "dvc.yaml", *ROOT.glob("pipelines/*/dvc.yaml")}
+
+
+def test_help_says_what_the_stages_say():
+    told = summaries()
+    assert list(told) == list(STAGES)
+    for command in STAGES:
+        stage = load(command)
+        assert told[command].text == stage.summary() and stage.command == command
+        assert told[command].argument == (stage.each.argument if stage.each else None)
+
+
+def test_the_table_of_stale_stages_in_the_docs_is_current():
+    assert pipelines.stale() in (ROOT / "docs/staleness.md").read_text()
+
+
+def test_every_stage_opens_and_imports_only_what_it_declares(project, copy):  # noqa: F811
+    """Of every command that ran for the default cell, inoc_sae and inoc_llm: files opened and modules imported."""
+    for group in ("inoc_sae", "inoc_llm"):
+        copy.run("dvc", "exp", "run", "-S", f"group={group}")
+    graph, seen = pipelines.import_graph(), set()
+    for owner in (project, copy):
+        for record in owner.records():
+            command, *argument = record["command"]
+            if command not in STAGES:
+                continue
+            seen.add(command)
+            params = yaml.safe_load((owner.folder / "params.yaml").read_text()) | {"group": "inoc_selective"}
+            stage = load(command)
+            modules = {
+                re.sub(r"\.__init__$", "", path.removeprefix("src/").removesuffix(".py").replace("/", "."))
+                for path in pipelines.code(stage, graph)
+            }
+            empty = {m for m in record["modules"] if not (ROOT / "src" / m.replace(".", "/") / "x").parent.is_dir() and False}
+            extra = set(record["modules"]) - modules - HANDING_OVER - empty
+            if stage.expensive:
+                extra -= CHECKING | {m for m in extra if m.startswith(("inoculation.stages", "inoculation.detect",
+                                     "inoculation.judge", "inoculation.pocket"))}  # fmt: skip
+            if command in ("check", "log"):
+                extra = set()  # they look at every stage, and run every time that anything could have changed
+            own = [name for name in extra if not stage.expensive]
+            assert not own, f"{command} imports {own} and does not depend on it"
+            declared = set()
+            for group in ("inoc_selective", "inoc_sae", "inoc_llm"):
+                step = plan.Step(stage, argument[0] if argument else None)
+                for kind in (Reads, Writes):
+                    declared |= set(step.paths(params | {"group": group}, kind))
+            for name in record["opened"]:
+                path = Path(name)
+                if path.parts[0] in ("data", "hub", "plots") and command not in ("log", "check"):
+                    assert any(own in (path, *path.parents) for own in declared), f"{command} opens {path}"
+    assert seen >= {"pocket-chats", "pocket-model", "pocket-sae", "source", "profile", "mixture", "fit-judge", "base-responses",
+                    "sae-features", "sae-rank", "sae-explain", "sae-classify", "sae-flag", "sae-prompt", "sae-page",
+                    "audit-local", "assign", "assign-sae", "assign-audit", "train", "respond", "judge", "report"}  # fmt: skip
+
+
+def test_what_a_module_makes_stale(copy):  # noqa: F811
+    """A change in the report does not train again; one in a detector touches no group without it; one in LoRA's code trains."""
+
+    def changed(module: str) -> set[str]:
+        path = copy.folder / "src/inoculation" / module
+        text = path.read_text()
+        path.write_text(text + "\n# changed\n")
+        out = copy.run("dvc", "repro", "--dry").stdout
+        path.write_text(text)
+        return set(ran(out))
+
+    assert changed("report.py") == {"report", "log"}
+    assert changed("figure.py") == {"report", "log"}
+    assert changed("detect/sae/flag.py") == {"log", "check"}
+    assert changed("train.py") >= {"train"} and not changed("train.py") & {"mixture", "pocket-model", "respond"}
+    assert changed("judge/llm.py") >= {"judge"} and "respond" not in changed("judge/llm.py")
+    assert changed("rewriter.py") >= {"mixture"}
+
+
+def test_a_changed_rubric_judges_again_and_does_not_sample_again(copy, tmp_path):  # noqa: F811
+    """With an LLM as judge the rubric is in the judge's definition; the questions are another file."""
+    folder = copy.folder / "mine"
+    (copy.folder / "data/pocket_world/chats").rename(folder)
+    stage = load("fit-judge")
+    reads = {field.marker.path for field in stage.fields() if isinstance(field.marker, Reads)}
+    assert "data/sources/${mixture.source}/rubrics.json" in reads
+    respond = {field.marker.path for field in load("respond").fields() if isinstance(field.marker, Reads)}
+    assert not any("rubrics" in path for path in respond)
+    judge = {field.marker.path for field in load("judge").fields() if isinstance(field.marker, Reads)}
+    assert any(path.endswith("judge/judge.json") for path in judge)
+
+
+def test_a_stage_says_all_that_is_wrong_with_its_parameters(raw):
+    class Some(Stage):
+        """Some stage."""
+
+        command, pipeline = "some", ""
+        seed: Annotated[int, Param("seed")]
+        samples: Annotated[int, Param("evaluate.samples")]
+        path: Annotated[Path, Reads("data/${profile}/${no.such}")]
+
+    broken = raw | {"seed": "x"}
+    with pytest.raises(InputError) as error:
+        Some.load(raw=broken)
+    assert "seed" in str(error.value) and "no.such is missing" in str(error.value)
+    with pytest.raises(InputError, match="group 'nope' is unknown; valid: base, baseline"):
+        load("assign").load("nope", raw)
+
+
+def test_each_names_come_from_params(raw):
+    class Many(Stage):
+        """Many stages."""
+
+        command, pipeline = "many", ""
+        each = Each("name", "${profiles}")
+        name: str
+        model: Annotated[Path, Reads("${item.model}")]
+        out: Annotated[Path, Writes("data/${key}")]
+
+    stage = Many.load("qwen2_5_7b", raw)
+    assert (stage.name, stage.model, stage.out) == ("qwen2_5_7b", Path("hub/qwen2_5_7b.yaml"), Path("data/qwen2_5_7b"))
+
+
+def test_the_identity_holds_what_changes_results_and_nothing_else(project, monkeypatch):
+    monkeypatch.chdir(project.folder)
+    params = yaml.safe_load((project.folder / "params.yaml").read_text())
+    known = plan.identity(params)
+    for change in (
+        {"save_steps": 7}, {"llm": params["llm"] | {"concurrency": 3, "budget": 1}},
+        {"sae": params["sae"] | {"latents": 77}}, {"audit": params["audit"] | {"separation": 9}},
+    ):  # fmt: skip
+        assert plan.identity(params | change) == known, "of no influence on this cell"
+    for change in ({"seed": 1}, {"group": "baseline"}, {"judge": {"examples": 99, "held_out": 0.25}}):
+        assert plan.identity(params | change) != known
+    assert not any("machine" in key for key in known)
+
+
+# ---- whose code runs
+
+
+def test_a_checkout_runs_its_own_code_or_refuses(copy):  # noqa: F811
+    """Imported from elsewhere (PYTHONPATH says so): started again with the folder's own package."""
+    elsewhere = {**copy.environment, "PYTHONPATH": str(ROOT / "src")}
+    report = copy.folder / "src/inoculation/stages/report.py"
+    report.write_text(report.read_text().replace('print(f"{\'evaluated under\'', 'print("MARK", f"{\'evaluated under\''))
+    command = [sys.executable, "-m", "inoculation", "report"]
+    outcome = subprocess.run(command, cwd=copy.folder, env=elsewhere, capture_output=True, text=True)
+    assert outcome.returncode == 0 and "MARK" in outcome.stdout, outcome.stderr
+    (copy.folder / "src/inoculation/cli.py").unlink()
+    outcome = subprocess.run(command, cwd=copy.folder, env=elsewhere, capture_output=True, text=True)
+    assert outcome.returncode == 1 and "this checkout's stages must run its own code" in outcome.stderr
+
+
+def test_a_queued_experiment_runs_the_code_it_was_queued_with(copy):  # noqa: F811
+    report = copy.folder / "src/inoculation/report.py"
+    text = report.read_text()
+    report.write_text(text.replace("    told: dict[str, float | None] = {}\n", '    told: dict[str, float | None] = {"queued": 1.0}\n'))
+    assert report.read_text() != text
+    copy.run("dvc", "exp", "run", "--queue", "--name", "marked", "-S", "evaluate.threshold=60")
+    report.write_text(text)
+    copy.run("dvc", "queue", "start")
+    copy.run("bash", "-c", "while dvc queue status | grep -qE 'Queued|Running'; do sleep 1; done", timeout=300)
+    assert "Success" in copy.run("dvc", "queue", "status").stdout, copy.run("dvc", "queue", "logs", "marked", ok=False).stdout
+    shown = copy.run("git", "show", "refs/exps/exec/EXEC_BRANCH", ok=False)
+    refs = copy.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
+    ref = next(name for name in refs if name.endswith("/marked"))
+    headline = json.loads(copy.run("git", "show", f"{ref}:metrics.json", ok=False).stdout or "{}")
+    table = headline or json.loads((copy.folder / "metrics.json").read_text())
+    assert next(iter(table.values())).get("queued") == 1.0, (shown.stderr, refs)
+    [row] = [row for row in copy.rows(EXPERIMENT) if row.data.params["evaluate.threshold"] == "60"]
+    assert row.data.metrics["queued"] == 1.0
+
+
+# ---- unfinished work
+
+WORKER = """
+import sys, time
+from inoculation.store import unfinished
+with unfinished("answers", "the same work") as folder:
+    progress = folder / "batches"
+    done = progress.read_text().split() if progress.exists() else []
+    for batch in range(len(done), 5):
+        with progress.open("a") as log:
+            log.write(f"{sys.argv[1]}{batch} ")
+        print("step", flush=True)
+        time.sleep(float(sys.argv[2]))
+    print(progress.read_text())
+"""
+
+
+def worker(folder: Path, name: str, pause: float) -> subprocess.Popen:
+    environment = {**os.environ, "DVC_ROOT": str(folder)}
+    command = [sys.executable, "-c", WORKER, name, str(pause)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_workers_at_the_same_work_do_it_once(tmp_path):
+    first = worker(tmp_path, "a", 0.2)
+    assert first.stdout.readline() == "step\n"
+    second = worker(tmp_path, "b", 0.0)
+    told = second.communicate(timeout=30)[0]
+    assert "another process is at the same work" in told and told.splitlines()[-1].split() == [f"a{i}" for i in range(5)]
+    assert first.wait(10) == 0
+    third = worker(tmp_path, "c", 0.0).communicate(timeout=30)[0]
+    assert third.splitlines()[-1].split() == [f"c{i}" for i in range(5)], "finished work is gone"
+
+
+def test_a_killed_worker_is_continued(tmp_path):
+    first = worker(tmp_path, "a", 5)
+    assert first.stdout.readline() == "step\n"
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    second = worker(tmp_path, "b", 0).communicate(timeout=30)[0]
+    assert second.splitlines()[-1].split() == ["a0", "b1", "b2", "b3", "b4"]
+
+
+# ---- before anything expensive
+
+
+def test_all_that_is_missing_is_listed_before_any_work(copy):  # noqa: F811
+    copy.set(
+        roles={"local": {"judge": {"method": "llm", "model": "gpt-4.1-mini"}, "auditor": {"method": "llm", "model": "openai/x"}}},
+        profiles={"pocket": {"auditor": "llm", "corpora": "hub/own-corpora.yaml"}},
+    )
+    outcome = copy.run("dvc", "exp", "run", "-S", "group=inoc_llm", ok=False)
+    assert outcome.returncode != 0 and ran(outcome.stdout) == ["check"]
+    for part in ("role judge: gpt-4.1-mini needs OPENAI_API_KEY", "role auditor: the price of 'openai/x' is unknown"):
+        assert part in outcome.stderr, outcome.stderr
+    copy.run("git", "checkout", "params.yaml")
+    copy.set(data_sets={"mine": {"file": "../no.jsonl", "traits": "pocket_chats", "rewriter": {"method": "local"}}})
+    outcome = copy.run("dvc", "exp", "run", "-S", "mixture.source=mine", ok=False)
+    assert "own-data mine: ../no.jsonl: no such file or folder" in outcome.stderr
+
+
+def test_the_plan_says_what_will_run_and_what_it_takes(copy):  # noqa: F811
+    copy.set(group="baseline")
+    told = copy.run("inoculation", "plan").stdout
+    assert [line.split()[0] for line in told.splitlines()[1:] if line.startswith("  ")] == [
+        "check", "assign", "train", "respond", "judge", "report", "log",
+    ]  # fmt: skip
+    assert re.search(r"train +\d+ s", told) and "nothing is missing" in told
+    assert "measured on this machine" in told
+
+
+# ---- rows
+
+
+def test_a_batch_size_is_no_other_experiment(copy):  # noqa: F811
+    before = copy.rows(EXPERIMENT)
+    copy.run("dvc", "exp", "run", "-S", "profiles.pocket.machine.batch_size=7", "-S", "save_steps=3")
+    rows = copy.rows(EXPERIMENT)
+    assert len(rows) == len(before) == 1, "the changed cell's row replaces the old one"
+    assert rows[0].info.run_id != before[0].info.run_id or rows[0].data.metrics == before[0].data.metrics
+    assert "| `inoc_selective` | 1 |" in copy.run("inoculation", "compare").stdout
+
+
+def test_a_row_that_is_lost_comes_back(copy):  # noqa: F811
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{copy.folder / 'mlruns' / 'mlflow.db'}")
+    [row] = copy.rows(EXPERIMENT)
+    client.delete_run(row.info.run_id)
+    copy.run("dvc", "repro")
+    [again] = copy.rows(EXPERIMENT)
+    assert again.data.metrics == row.data.metrics and again.data.params == row.data.params
+
+
+def test_the_old_row_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    import mlflow
+
+    from inoculation import rows, tracking
+
+    tracking.connect("e")
+    with rows.new_row("a", {}, {"group": "baseline", "seed": 0}, "cell"):
+        mlflow.log_metric("A", 1.0)
+    with pytest.raises(RuntimeError), rows.new_row("a", {}, {"group": "baseline", "seed": 0}, "cell"):
+        raise RuntimeError
+    [kept] = rows.find("cell")
+    assert kept.data.metrics == {"A": 1.0}
+    with rows.new_row("a", {}, {"group": "baseline", "seed": 0}, "cell"):
+        mlflow.log_metric("A", 2.0)
+    [kept] = rows.find("cell")
+    assert kept.data.metrics == {"A": 2.0}
+
+
+def test_a_moved_checkout_keeps_its_artifacts(tmp_path, monkeypatch):
+    import shutil
+
+    from inoculation import tracking
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    monkeypatch.setenv("DVC_ROOT", str(old))
+    old.mkdir()
+    import mlflow
+
+    with tracking.run("e", "r") as run:
+        mlflow.log_text("hello", "a.txt")
+    shutil.move(old, new)
+    monkeypatch.setenv("DVC_ROOT", str(new))
+    tracking.connect("e")
+    found = mlflow.MlflowClient().get_run(run.info.run_id)
+    assert mlflow.artifacts.load_text(f"{found.info.artifact_uri}/a.txt") == "hello"
+    assert str(old) not in found.info.artifact_uri
+
+
+def test_a_failure_of_the_machine_keeps_its_traceback(copy):  # noqa: F811
+    plots = copy.folder / "plots"
+    plots.rename(copy.folder / "moved")
+    plots.write_text("in the way")
+    outcome = copy.run("inoculation", "report", ok=False)
+    assert outcome.returncode == 1 and "nothing was left half-written. Traceback: " in outcome.stderr
+    assert "Traceback (most recent call last)" in Path(outcome.stderr.strip().rsplit("Traceback: ")[-1]).read_text()
+
+
+def test_metrics_diff_compares_the_headline_of_one_mixture(copy):  # noqa: F811
+    table = json.loads((copy.folder / "metrics.json").read_text())
+    assert list(table) == [EXPERIMENT]
+    assert {"A", "B", "C", "A_control", "B_control"} <= set(table[EXPERIMENT]) and len(table[EXPERIMENT]) <= 12
+
+
+def test_plots_open_without_a_network(copy):  # noqa: F811
+    copy.run("dvc", "plots", "show")
+    page = (copy.folder / "dvc_plots/index.html").read_text()
+    assert "<img" in page and "http" not in re.sub(r"http://www\.w3\.org\S*", "", page)
