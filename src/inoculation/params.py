@@ -144,6 +144,7 @@ class Limits(Model):
     timeout: Annotated[float, Field(gt=0)]
     patience: Annotated[float, Field(gt=0)]
     budget: Annotated[float, Field(ge=0)]
+    failures: Annotated[float, Field(ge=0, lt=1)]
     tracing: bool
 
 

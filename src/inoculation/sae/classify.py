@@ -13,7 +13,7 @@ import numpy as np
 from inoculation.chat import Message
 
 if TYPE_CHECKING:
-    from inoculation.llm import Client
+    from inoculation.llm import Client, Failure
 
 Class = Literal["yes", "neutral", "no"]
 
@@ -72,11 +72,21 @@ NEUTRAL - harmless assistant behaviour, topic or formatting
 NO - anything else"""
 
 
-def with_llm(client: "Client", positive: str, descriptions: Sequence[str]) -> list[Class]:
+UNCLASSIFIED: Class = "neutral"
+"""What a latent counts as when the LLM gave it no class, the one class without consequences: `no` would flag examples for
+something that nobody has judged, `yes` would say that A explains it."""
+
+
+def with_llm(client: "Client", positive: str, descriptions: Sequence[str | None]) -> "list[Class | Failure]":
     """Classify by an LLM, one call a description.
 
+    Args:
+        client: of the classifier.
+        positive: A.
+        descriptions: None where the explainer failed; such a latent is `UNCLASSIFIED`, and no call is made for it.
+
     Raises:
-        LLMError: a call failed for good, or an answer is none of the three words after three tries.
+        LLMError: no call can succeed, see `llm.Client.read`.
     """
     from inoculation.llm import ask_until
 
@@ -87,5 +97,7 @@ def with_llm(client: "Client", positive: str, descriptions: Sequence[str]) -> li
     prompts = [
         (Message("user", PROMPT.format(trait=A_DESCRIPTIONS[positive], description=description)),)
         for description in descriptions
+        if description is not None
     ]
-    return ask_until(client, prompts, parse, temperature=0.0, max_tokens=8, wanted="YES, NEUTRAL or NO")
+    answers = iter(ask_until(client, prompts, parse, temperature=0.0, max_tokens=8, wanted="YES, NEUTRAL or NO"))
+    return [UNCLASSIFIED if description is None else next(answers) for description in descriptions]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from inoculation.llm import Client
+    from inoculation.llm import Client, Failure
 
 WINDOW = 24
 """Tokens shown on each side of a context's strongest token."""
@@ -235,11 +235,13 @@ In one or two sentences, describe what the latent responds to: the common subjec
 description only."""
 
 
-def describe_with_llm(client: "Client", contexts: Sequence[Sequence[Context]], share: float) -> list[str]:
+def describe_with_llm(client: "Client", contexts: Sequence[Sequence[Context]], share: float) -> "list[str | Failure]":
     """One description a latent, one call each. The LLM is not told A, so that A does not colour what it writes.
 
+    A `Failure` is no description: nothing may read it as one, neither the classifier nor the synthesiser.
+
     Raises:
-        LLMError: a call failed for good, or an answer stays empty after three tries.
+        LLMError: no call can succeed, see `llm.Client.read`.
     """
     from inoculation.llm import ask_until
 
