@@ -371,12 +371,15 @@ def audit(params: Params, method: str) -> None:
 
     from inoculation import audit as auditing
     from inoculation import detection, tracking
+    from inoculation.llm import set_aside
 
     out, a, rows = cell.audit_dir(params) / method, params.audit, _rows(params)
     writer = client(params, "synthesiser")  # before anything is paid for: is its key there?
     if method == "llm":
         auditor = client(params, "auditor", required=True)
-        verdict = auditing.with_llm(auditor, params.mixture.positive, rows)
+        answers = auditing.with_llm(auditor, params.mixture.positive, rows)
+        set_aside(answers, "auditor", params.llm.failures)
+        verdict = auditing.verdict(answers)
     else:
         base = _base_texts(params, len(rows))
         verdict = auditing.embedded(rows, base, _control(params, rows, base), a.separation, a.control_share)
