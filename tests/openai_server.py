@@ -22,7 +22,8 @@ Answer = tuple[str, list[tuple[str, float]] | None]
 """Text, and (token, log-probability) alternatives of the first token; None: the provider has no log-probabilities."""
 
 FAULTS = (
-    "429", "429_retry_after", "500", "hang", "reset", "truncated", "empty_choices", "400", "401", "403", "404",
+    "429", "429_retry_after", "500", "hang", "reset", "truncated", "empty_choices", "content_filter",
+    "400", "401", "403", "404", "422",
 )  # fmt: skip
 
 DARK = re.compile(
@@ -57,6 +58,8 @@ class Server:
     """Fault -> share of the requests."""
     script: list[str] = field(default_factory=list)
     """Faults of the next requests, in order; "ok" for none. It goes before `faults`."""
+    fault_of: dict[str, str] = field(default_factory=dict)
+    """A piece of a prompt -> the fault of every request that has it. It goes before both."""
     seed: int = 0
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -69,7 +72,10 @@ class Server:
     def __post_init__(self) -> None:
         self._random, self._running = random.Random(self.seed), 0
 
-    def _fault(self) -> str:
+    def _fault(self, prompt: str) -> str:
+        for piece, fault in self.fault_of.items():
+            if piece in prompt:
+                return fault
         if self.script:
             return self.script.pop(0)
         draw = self._random.random()
@@ -86,7 +92,7 @@ class Server:
         self._running += 1
         self.most_in_flight = max(self.most_in_flight, self._running)
         try:
-            return await self._respond(request, body, self._fault())
+            return await self._respond(request, body, self._fault(body["messages"][-1]["content"]))
         finally:
             self._running -= 1
 
@@ -106,7 +112,7 @@ class Server:
         text, top = self.answer(body)
         entries = [{"token": token, "logprob": p, "bytes": None} for token, p in top or []]
         choice = {
-            "index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text},
+            "index": 0, "finish_reason": "content_filter" if fault == "content_filter" else "stop", "message": {"role": "assistant", "content": text},
             "logprobs": {"content": [{**entries[0], "top_logprobs": entries[: body["top_logprobs"]]}]}
             if body.get("logprobs") and top else None,
         }  # fmt: skip

@@ -1,7 +1,13 @@
 """One LLM client over LiteLLM for every role (judge, rewriter, auditor, explainer, classifier, synthesiser).
 
-Answers are kept on disk as they arrive, so that a killed stage pays again only for what was in flight. What a call costs
-is reserved before it is sent, so that a budget is never exceeded. LiteLLM is imported when something must be sent.
+    results = client.read(calls, parse)                      # T | Failure a call; usable answers are on disk
+    aside = set_aside(results, "auditor", limits.failures)   # what failed, with its reason; too many: LLMError
+
+What fails comes in two kinds. A wrong key, an unknown model or a spent budget dooms every call: `LLMError` at once. A call
+that fails alone (a content filter, tries used up, an answer that stays unreadable) is a `Failure`, a value, and
+`set_aside` decides what the stage makes of them. Only usable answers are kept on disk, as they arrive: running again sends
+what failed and what was in flight, nothing else. What a call costs is reserved before it is sent, so that a budget is never
+exceeded. LiteLLM is imported when something must be sent.
 """
 
 import asyncio
@@ -13,8 +19,8 @@ import re
 import sqlite3
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -38,7 +44,11 @@ SLOW = 5.0
 SHORTEST_DEADLINE = 1.0
 GROWTH = 0.1
 """Slots more for each answer: a tenth of the slots a round trip, so that a limit is tested gently."""
-LISTED_FAILURES = 5
+TRIES = 3
+"""Answers asked of one call until one is usable, each as another replicate."""
+HOPELESS = 20
+"""Calls that fail one after the other before a client gives up, once more of them failed than may be set aside."""
+LISTED_REASONS = 5
 
 
 class Call(NamedTuple):
@@ -58,6 +68,20 @@ class Reply(NamedTuple):
     """(token, log-probability) alternatives of the first generated token; None: the provider gave none."""
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A call without a usable answer, and why. Never data: `set_aside` says what becomes of it."""
+
+    reason: str
+
+
+class SetAside(NamedTuple):
+    """A row that a role could not do."""
+
+    index: int
+    reason: str
+
+
 @dataclass
 class Usage:
     """What a client has used. Dollars and tokens are those of calls that were sent."""
@@ -65,6 +89,8 @@ class Usage:
     calls: int = 0
     cache_hits: int = 0
     retries: int = 0
+    failures: int = 0
+    """Calls without a usable answer."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     dollars: float = 0.0
@@ -72,16 +98,20 @@ class Usage:
     def __str__(self) -> str:
         return (
             f"{self.calls} calls, {self.cache_hits} answers from the cache, {self.retries} retries, "
-            f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens, ${self.dollars:.4f}"
+            f"{self.failures} failures, {self.prompt_tokens:,} + {self.completion_tokens:,} tokens, ${self.dollars:.4f}"
         )
 
 
 class LLMError(InputError):
-    """Calls failed for good, or the budget is spent. What arrived is kept: running again continues."""
+    """No call can succeed, or too many failed. Usable answers are kept: running again continues."""
 
 
-class _Permanent(Exception):
-    """A failure that trying again cannot mend; its text is for the user."""
+class Unusable(Exception):
+    """An answer is not what was asked for; the text says why. Raised by a `parse` of `Client.read`."""
+
+
+class _Rejected(Exception):
+    """One call's failure that trying again cannot mend."""
 
 
 class _Transient(Exception):
@@ -90,6 +120,40 @@ class _Transient(Exception):
     def __init__(self, reason: str, retry_after: float | None = None, limited: bool = False) -> None:
         super().__init__(reason)
         self.retry_after, self.limited = retry_after, limited
+
+
+def set_aside(results: Sequence[object], role: str, share: float) -> list[SetAside]:
+    """The failures among a role's results, counted and printed in one line; silent when there are none.
+
+    Args:
+        results: one a row; what is no `Failure` is a result.
+        role: for messages.
+        share: of the rows, 0..1 (`llm.failures`). Of fewer than 1 / share rows, none may fail.
+
+    Raises:
+        LLMError: a greater share failed; the most common reasons are listed.
+    """
+    aside = [SetAside(index, result.reason) for index, result in enumerate(results) if isinstance(result, Failure)]
+    if not aside:
+        return []
+    counted = f"role {role}: {len(aside)} of {len(results)} failed ({len(aside) / len(results):.1%})"
+    if len(aside) / len(results) > share:
+        few = f", of {len(results)} none" if share * len(results) < 1 else ""
+        raise LLMError(
+            f"{counted}, and at most {share:.1%} may{few} (llm.failures):\n{_listed(row.reason for row in aside)}\n"
+            "Usable answers are kept; running again asks for the others only."
+        )
+    print(f"{counted} and are set aside:\n{_listed(row.reason for row in aside)}")
+    return aside
+
+
+def _listed(reasons: Iterable[str]) -> str:
+    """The most common reasons with their counts, one a line."""
+    counts = Counter(reasons)
+    lines = [f"  - {count} x {reason}" for reason, count in counts.most_common(LISTED_REASONS)]
+    if len(counts) > len(lines):
+        lines.append(f"  - and {len(counts) - len(lines)} other reasons")
+    return "\n".join(lines)
 
 
 def cache_key(model: str, call: Call) -> str:
@@ -102,7 +166,7 @@ def cache_key(model: str, call: Call) -> str:
 
 
 class Cache:
-    """Replies on disk, one SQLite file for all roles and processes."""
+    """Usable replies on disk, one SQLite file for all roles and processes."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +200,7 @@ class Cache:
         """A function that keeps one reply; it is on disk when the function returns."""
         with self._open() as connection:
             yield lambda key, reply: connection.execute(
-                "INSERT OR IGNORE INTO replies VALUES (?, ?)", (key, json.dumps(reply, ensure_ascii=False))
+                "INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(reply, ensure_ascii=False))
             )  # type: ignore[func-returns-value]
 
 
@@ -198,7 +262,7 @@ class _Pace:
 
 
 class Client:
-    """Asks one role's model. `usage` counts over all calls of `ask`."""
+    """Asks one role's model. `usage` counts over all that was asked."""
 
     def __init__(
         self,
@@ -206,16 +270,17 @@ class Client:
         role: "Role",
         limits: "Limits",
         cache: Path,
-        record: Callable[[Usage], None] = lambda usage: None,
+        record: Callable[[Usage, list[SetAside]], None] = lambda usage, aside: None,
     ) -> None:
         """Check that the role can be played, without sending anything.
 
         Args:
             name: of the role, for messages and progress bars.
-            role: model, api_base and price (dollars per million prompt and completion tokens).
-            limits: how calls are made.
+            role: model and api_base.
+            limits: how calls are made, and prices that LiteLLM does not know.
             cache: file of the replies on disk.
-            record: called with `usage` after every `ask`, also after one that fails.
+            record: called with `usage` and what was set aside so far after every `ask`, `read` and `set_aside`, also after
+                one that fails.
 
         Raises:
             InputError: the key is missing from the environment, or the price is unknown.
@@ -225,23 +290,25 @@ class Client:
         self.cache = Cache(cache)
         self.record = record
         self.usage = Usage()
+        self.aside: list[SetAside] = []
         self._latencies: list[float] = []
         self._reserved = 0.0
+        self._asked = 0
         self._prices = self._known_price()
         self._check_key()
 
     def _known_price(self) -> tuple[float, float]:
         """Dollars a prompt token and a completion token."""
-        if self.role.price is not None:
-            prompt, completion = self.role.price
+        if self.model in self.limits.prices:
+            prompt, completion = self.limits.prices[self.model]
             return prompt / 1e6, completion / 1e6
         try:
             known = _litellm().get_model_info(self.model)
             return float(known["input_cost_per_token"]), float(known["output_cost_per_token"])
         except Exception:
             raise InputError(
-                f"role {self.name}: the price of {self.model!r} is unknown; set `price` of the role to dollars per million "
-                "prompt and completion tokens, [0, 0] for a model of your own"
+                f"role {self.name}: the price of {self.model!r} is unknown; give it in llm.prices, in dollars per "
+                "million [prompt, completion] tokens: [0, 0] for a model of your own"
             ) from None
 
     def _check_key(self) -> None:
@@ -251,75 +318,131 @@ class Client:
         if missing:
             raise InputError(f"role {self.name}: {self.model} needs {' and '.join(missing)} in the environment")
 
-    def ask(self, calls: Sequence[Call]) -> list[Reply]:
-        """Replies in the order of the calls; identical calls are sent once.
+    def set_aside(self, results: Sequence[object]) -> list[SetAside]:
+        """The failures among this role's results, one a row; see the function of this name. They are recorded.
 
         Raises:
-            LLMError: a call failed for good, or the budget would be exceeded; finished replies are kept.
+            LLMError: more failed than may.
+        """
+        aside = set_aside(results, self.name, self.limits.failures)
+        if aside:
+            self.aside += aside
+            self.record(self.usage, self.aside)
+        return aside
+
+    def ask(self, calls: Sequence[Call]) -> list[Reply | Failure]:
+        """Replies in the order of the calls, whatever they say; raises as `read`."""
+        return self.read(calls, lambda index, reply: reply, tries=1)
+
+    def read(self, calls: Sequence[Call], parse: Callable[[int, Reply], T], tries: int = TRIES) -> list[T | Failure]:
+        """What `parse` makes of the answers, in the order of the calls; identical calls are sent once.
+
+        Args:
+            calls: of replicate 0 where `tries` > 1, because further tries are the replicates after it.
+            parse: reads the answer to the call of an index; raises `Unusable` when it is not what was asked for.
+            tries: answers asked of one call until one is usable.
+
+        Raises:
+            LLMError: no call can succeed (key, model, budget), or the last `HOPELESS` failed one after the other and more
+                have than may be set aside. Usable answers are kept.
         """
         from tqdm import tqdm
 
         if not calls:
             return []
         keys = [cache_key(self.model, call) for call in calls]
-        wanted = dict(zip(keys, calls, strict=True))
-        replies = self.cache.get(list(wanted))
-        self.usage.cache_hits += len(replies)
-        missing = {key: call for key, call in wanted.items() if key not in replies}
+        first = {key: index for index, key in reversed(list(enumerate(keys)))}
+        draws = {index: self._draws(calls[index], tries) for index in sorted(first.values())}
+        kept = self.cache.get([key for own in draws.values() for key, _ in own])
+        results: dict[int, T | Failure] = {}
+        for index, own in draws.items():
+            for key, _ in own:
+                with suppress(Unusable):
+                    if key in kept and index not in results:
+                        results[index] = parse(index, kept[key])
+        self._asked += len(draws)
+        self.usage.cache_hits += len(results)
+        missing = {index: own for index, own in draws.items() if index not in results}
         try:
             if missing:
                 with (
-                    tqdm(total=len(wanted), initial=len(replies), desc=self.name, unit="call") as bar,
+                    tqdm(total=len(draws), initial=len(results), desc=self.name, unit="call") as bar,
                     self.cache.writer() as keep,
                 ):
-                    replies |= asyncio.run(self._send_all(missing, keep, bar))
+                    results |= asyncio.run(self._read_all(missing, parse, keep, bar))
         finally:
-            self.record(self.usage)
-        return [replies[key] for key in keys]
+            self.record(self.usage, self.aside)
+        return [results[first[key]] for key in keys]
 
-    async def _send_all(
-        self, missing: dict[str, Call], keep: Callable[[str, Reply], None], bar: "tqdm[Any]"
-    ) -> dict[str, Reply]:
+    def _draws(self, call: Call, tries: int) -> list[tuple[str, Call]]:
+        """The call and its further tries, with their keys. They are sampled: a greedy answer would be the same again."""
+        further = (call._replace(temperature=1.0, replicate=call.replicate + more) for more in range(1, tries))
+        return [(cache_key(self.model, draw), draw) for draw in (call, *further)]
+
+    async def _read_all(
+        self,
+        missing: dict[int, list[tuple[str, Call]]],
+        parse: Callable[[int, Reply], T],
+        keep: Callable[[str, Reply], None],
+        bar: "tqdm[Any]",
+    ) -> dict[int, T | Failure]:
         litellm = _litellm()
         pace = _Pace(self.limits.concurrency)
-        replies: dict[str, Reply] = {}
-        failures: list[str] = []
-        fatal: list[str] = []
+        results: dict[int, T | Failure] = {}
+        in_a_row: list[str] = []
+        doom: list[LLMError] = []
         queue = iter(missing.items())
 
+        async def read_one(index: int, draws: list[tuple[str, Call]]) -> T | Failure:
+            reason = ""
+            for key, call in draws:
+                reply = await self._send(litellm, call, pace)
+                if isinstance(reply, Failure):
+                    return reply
+                try:
+                    value = parse(index, reply)
+                except Unusable as error:
+                    reason = str(error)
+                else:
+                    keep(key, reply)
+                    return value
+            return Failure(reason)
+
         async def work() -> None:
-            for key, call in queue:
-                if fatal:
+            for index, draws in queue:
+                if doom:
                     return
                 try:
-                    replies[key] = await self._send(litellm, call, pace)
-                except _Permanent as error:
-                    fatal.append(str(error))
+                    result = results[index] = await read_one(index, draws)
+                except LLMError as error:
+                    doom.append(error)
                     return
-                except _Transient as error:
-                    failures.append(str(error))
-                    continue
-                keep(key, replies[key])
+                if isinstance(result, Failure):
+                    self.usage.failures += 1
+                    in_a_row.append(result.reason)
+                    # A rerun asks for nothing but what failed before: only more than the share may end it.
+                    if len(in_a_row) >= HOPELESS and self.usage.failures > self.limits.failures * self._asked:
+                        doom.append(self._doomed(f"{len(in_a_row)} calls failed in a row:\n{_listed(in_a_row)}"))
+                else:
+                    in_a_row.clear()
                 bar.set_postfix_str(f"${self.usage.dollars:.2f}", refresh=False)
                 bar.update()
 
         # Twice as many as may be in flight, because some wait between two tries.
         await asyncio.gather(*(work() for _ in range(min(2 * self.limits.concurrency, len(missing)))))
-        if fatal or failures:
-            reasons = list(dict.fromkeys([*fatal, *failures]))[:LISTED_FAILURES]
-            listed = "\n".join(f"  - {reason}" for reason in reasons)
-            raise LLMError(
-                f"role {self.name}: {len(missing) - len(replies)} of {len(missing)} calls to {self.model} have no answer:\n"
-                f"{listed}\nAnswers that arrived are kept; run again to continue."
-            )
-        return replies
+        if doom:
+            raise doom[0]
+        return results
+
+    def _doomed(self, reason: str) -> LLMError:
+        return LLMError(f"role {self.name}: {self.model}: {reason}\nUsable answers are kept; run again to continue.")
 
     def _reserve(self, call: Call) -> float:
         """Set aside the most the call may cost, in dollars. UTF-8 bytes bound the tokens of its texts from above."""
         prompt = sum(len(message.content.encode()) + 16 for message in call.messages)
         most = prompt * self._prices[0] + call.max_tokens * self._prices[1]
         if self.usage.dollars + self._reserved + most > self.limits.budget and most > 0:
-            raise _Permanent(
+            raise self._doomed(
                 f"the budget of ${self.limits.budget:g} would be exceeded: ${self.usage.dollars:.4f} are spent, "
                 f"${self._reserved:.4f} are in flight, and the next call may cost ${most:.4f}; raise llm.budget"
             )
@@ -334,8 +457,8 @@ class Client:
         usual = max(SHORTEST_DEADLINE, SLOW * ordered[int(0.95 * len(ordered))])
         return min(self.limits.timeout, usual * 2**attempt)
 
-    async def _send(self, litellm: Any, call: Call, pace: _Pace) -> Reply:
-        """One call with all its tries."""
+    async def _send(self, litellm: Any, call: Call, pace: _Pace) -> Reply | Failure:
+        """One call with all its tries. An `LLMError` says that no other call can succeed either."""
         started = time.monotonic()
         for attempt in range(self.limits.attempts):
             await pace.acquire()
@@ -347,6 +470,8 @@ class Client:
                     self._reserved -= reserved
                 pace.succeeded()
                 return reply
+            except _Rejected as error:
+                return Failure(str(error))
             except _Transient as error:
                 waited = time.monotonic() - started
                 wait = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.0)
@@ -355,7 +480,7 @@ class Client:
                     pace.limited(usual, error.retry_after)
                     wait = max(wait, error.retry_after or 0.0)
                 if attempt + 1 == self.limits.attempts or waited + wait > self.limits.patience:
-                    raise _Transient(f"{error} ({attempt + 1} tries in {waited:.0f} s)") from None
+                    return Failure(f"{error} ({attempt + 1} tries)")
                 self.usage.retries += 1
             finally:
                 await pace.release()
@@ -394,15 +519,17 @@ class Client:
         return self._read(call, response)
 
     def _sorted_out(self, error: Exception) -> Exception:
-        """Whether a failure is worth another try."""
-        if isinstance(error, (_Transient, _Permanent)):
+        """What a failure means: for every call (`LLMError`), for this one (`_Rejected`), or for this try (`_Transient`)."""
+        if isinstance(error, _Transient):
             return error
-        status = getattr(error, "status_code", None)
+        status = int(getattr(error, "status_code", None) or 0)
         reason = scrub(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")[
             :300
         ]
-        if status in (400, 401, 403, 404, 422) and "timeout" not in type(error).__name__.lower():
-            return _Permanent(reason)
+        if status in (401, 403, 404):
+            return self._doomed(reason)
+        if 400 <= status < 500 and status not in (408, 409, 425, 429):
+            return _Rejected(reason)
         headers = getattr(getattr(error, "response", None), "headers", None) or {}
         try:
             retry_after = float(headers.get("retry-after", ""))
@@ -423,15 +550,13 @@ class Client:
         if not choices or choices[0].message is None:
             raise _Transient("an answer without choices")
         choice = choices[0]
+        if choice.finish_reason == "content_filter":
+            raise _Rejected("the answer was withheld by the provider's content filter")
         top = None
         tokens = getattr(getattr(choice, "logprobs", None), "content", None) if call.top_logprobs else None
         if tokens:
             top = tuple((str(entry.token), float(entry.logprob)) for entry in tokens[0].top_logprobs)
         return Reply(choice.message.content or "", str(choice.finish_reason), top or None)
-
-
-TRIES = 3
-"""How often an answer that cannot be read is asked for again, each time as another replicate."""
 
 
 def ask_until(
@@ -441,31 +566,18 @@ def ask_until(
     temperature: float,
     max_tokens: int,
     wanted: str,
-) -> list[T]:
-    """Ask until every answer can be read, at most `TRIES` times.
+) -> list[T | Failure]:
+    """What is read from the answers' texts, each asked for at most `TRIES` times; raises as `Client.read`.
 
     Args:
         parse: reads an answer; None when it is not what was asked for.
-        wanted: what an answer should be, for the error.
-
-    Raises:
-        LLMError: a call failed for good, or answers stay unreadable: the first ones are shown.
+        wanted: what an answer should be, for the reason of a failure.
     """
-    read: dict[int, T] = {}
-    last: dict[int, str] = {}
-    for replicate in range(TRIES):
-        left = [index for index in range(len(prompts)) if index not in read]
-        # A greedy answer would be the same again.
-        calls = [Call(prompts[i], temperature if replicate == 0 else 1.0, max_tokens, 0, replicate) for i in left]
-        for index, reply in zip(left, client.ask(calls), strict=True):
-            value = parse(reply.text)
-            if value is None:
-                last[index] = reply.text
-            else:
-                read[index] = value
-    unread = [index for index in range(len(prompts)) if index not in read]
-    if unread:
-        shown = Counter(last[index].strip()[:80] or "(empty)" for index in unread).most_common(LISTED_FAILURES)
-        listed = "\n".join(f"  - {count} x {text!r}" for text, count in shown)
-        raise LLMError(f"role {client.name}: {len(unread)} of {len(prompts)} answers are not {wanted}:\n{listed}")
-    return [read[index] for index in range(len(prompts))]
+
+    def read(index: int, reply: Reply) -> T:
+        value = parse(reply.text)
+        if value is None:
+            raise Unusable(f"not {wanted}, {TRIES} times: {reply.text.strip()[:80]!r}")
+        return value
+
+    return client.read([Call(prompt, temperature, max_tokens) for prompt in prompts], read)

@@ -1,14 +1,14 @@
 """Who plays a role (judge, rewriter, auditor, explainer, classifier, synthesiser): a method of this project, or an LLM."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from inoculation.files import InputError
 
 if TYPE_CHECKING:
-    from inoculation.llm import Client, Usage
+    from inoculation.llm import Client, SetAside, Usage
 
 Price = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
 """Dollars per million prompt tokens and per million completion tokens."""
@@ -55,15 +55,16 @@ class Limits(BaseModel):
     timeout: Annotated[float, Field(gt=0)]
     patience: Annotated[float, Field(gt=0)]
     budget: Annotated[float, Field(ge=0)]
-    failures: Annotated[float, Field(ge=0, le=1)]
+    failures: Annotated[float, Field(ge=0, lt=1)]
     tracing: bool
-    prices: dict[str, Price]
+    prices: dict[str, Price] = {}
+    """Of models that LiteLLM's table does not know."""
 
 
 class Clients:
     """The LLM clients of one stage, which share its budget."""
 
-    def __init__(self, limits: Limits, log: "Callable[[str, str], Callable[[dict[str, float]], None]]") -> None:
+    def __init__(self, limits: Limits, log: "Callable[[str, str], Callable[[dict[str, float], list[dict[str, Any]]], None]]") -> None:
         """Args:
         limits: how calls are made.
         log: (role, model) -> what logs that role's usage so far.
@@ -93,9 +94,9 @@ class Clients:
             raise InputError(f"role {name} has no model; name one, e.g. gpt-4.1-mini")
         log = self.log(name, role.model)
 
-        def record(usage: "Usage") -> None:
+        def record(usage: "Usage", aside: "list[SetAside]") -> None:
             print(f"{name} ({role.model}): {usage}")
-            log(asdict(usage))
+            log(asdict(usage), [row._asdict() for row in aside])
 
         # A client's budget is what the stage's others have left of it.
         left = self.limits.budget - sum(other.usage.dollars for other in self.made)

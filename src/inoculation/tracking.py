@@ -135,7 +135,7 @@ def terminate_as_exception() -> Iterator[None]:
 
 def usage_logger(
     experiment: str, tags: dict[str, Any], tracing: bool
-) -> Callable[[str, str], Callable[[dict[str, float]], None]]:
+) -> Callable[[str, str], Callable[[dict[str, float], list[dict[str, Any]]], None]]:
     """Loggers of what LLM roles use: one run of the experiment a stage and role, e.g. `annotations/llm`.
 
     Args:
@@ -144,10 +144,10 @@ def usage_logger(
 
     Returns:
         (role, model) -> a function that logs that role's usage so far in this stage: `calls`, `cache_hits`, `retries`,
-        `prompt_tokens`, `completion_tokens` and `dollars`.
+        `failures`, `prompt_tokens`, `completion_tokens` and `dollars`; and, as set_aside.json, what failed and why.
     """
 
-    def logger(role: str, model: str) -> Callable[[dict[str, float]], None]:
+    def logger(role: str, model: str) -> Callable[[dict[str, float], list[dict[str, Any]]], None]:
         run_id: str | None = None
         if tracing:
             connect(experiment)
@@ -155,7 +155,7 @@ def usage_logger(
 
             mlflow.litellm.autolog()
 
-        def log(usage: dict[str, float]) -> None:
+        def log(usage: dict[str, float], aside: list[dict[str, Any]]) -> None:
             nonlocal run_id
             connect(experiment)
             import mlflow
@@ -167,6 +167,8 @@ def usage_logger(
                 run_id = client.create_run(found.experiment_id, tags=told, run_name=role).info.run_id
             for key, value in usage.items():
                 client.log_metric(run_id, key, value)
+            if aside:
+                client.log_dict(run_id, {"set_aside": aside}, "set_aside.json")
             client.set_terminated(run_id)
 
         return log

@@ -67,8 +67,8 @@ class Detection(NamedTuple):
     reason: str
     """Why, for a person."""
     flagged: list[bool]
-    scores: list[float]
-    """One a row, the more suspicious the higher; they mean nothing outside their detector."""
+    scores: list[float | None]
+    """One a row, the more suspicious the higher; they mean nothing outside their detector. None: the row was not judged."""
     prompt: str | None
     """The inoculation prompt; None: nothing was found, or no prompt fits (`reason` says which)."""
 

@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inoculation.chat import Message
 from inoculation.detect import Annotator, Detection, Evidence
-from inoculation.detect.prompt import NO_CANDIDATE, by_likelihood, sides
+from inoculation.detect.prompt import NO_CANDIDATE, by_likelihood, by_llm, sides
 from inoculation.detect.sae.classify import A_DESCRIPTIONS
 from inoculation.mixture import Row
 
 if TYPE_CHECKING:
     from inoculation.detect.prompt import Synthesis
-    from inoculation.llm import Client
+    from inoculation.llm import Client, Failure
 
 
 class AuditSettings(BaseModel):
@@ -34,8 +34,8 @@ class AuditSettings(BaseModel):
 
 class Verdict(NamedTuple):
     flagged: list[bool]
-    scores: list[float]
-    """The embedded auditor's score; 1 or 0 by an LLM."""
+    scores: list[float | None]
+    """The embedded auditor's score; 1 or 0 by an LLM, None where it gave no verdict."""
     reason: str
 
 
@@ -118,39 +118,53 @@ def parse_verdict(text: str) -> bool | None:
     return word[1] == "yes" if word else None
 
 
-def with_llm(client: "Client", positive: str, rows: Sequence[Row]) -> Verdict:
-    """One yes/no question an example.
+def with_llm(client: "Client", positive: str, rows: Sequence[Row]) -> "list[bool | Failure]":
+    """One yes/no question an example: whether it is suspicious, or why there is no verdict.
 
     Raises:
-        LLMError: a call failed for good, or an answer is neither yes nor no after three tries.
+        LLMError: no call can succeed, see `llm.Client.read`.
     """
     from inoculation.llm import ask_until
 
     prompts = [(Message("user", QUESTION.format(trait=A_DESCRIPTIONS[positive], example=show(row))),) for row in rows]
-    flagged = ask_until(client, prompts, parse_verdict, temperature=0.0, max_tokens=4, wanted="YES or NO")
-    return Verdict(flagged, [float(flag) for flag in flagged], f"the auditor answered yes to {sum(flagged)} examples")
+    return ask_until(client, prompts, parse_verdict, temperature=0.0, max_tokens=4, wanted="YES or NO")
+
+
+def verdict(answers: "Sequence[bool | Failure]") -> Verdict:
+    """The verdict of an LLM's answers. An example without one is unknown: it is not flagged, and it is counted."""
+    scores = [float(answer) if isinstance(answer, bool) else None for answer in answers]
+    flagged = [answer is True for answer in answers]
+    unknown = f" and gave no verdict on {scores.count(None)}" if None in scores else ""
+    return Verdict(flagged, scores, f"the auditor answered yes to {sum(flagged)} examples{unknown}")
+
+
+def judged(client: "Client", positive: str, rows: Sequence[Row]) -> Verdict:
+    """The LLM's verdict on every row; what has none is set aside.
+
+    Raises:
+        LLMError: no call can succeed, or too many rows have no verdict.
+    """
+    answers = with_llm(client, positive, rows)
+    client.set_aside(answers)
+    return verdict(answers)
 
 
 def prompt_with_llm(client: "Client", positive: str, examples: Sequence[Row]) -> "Synthesis":
     """The Inoc-LLM prompt from flagged examples.
 
     Raises:
-        LLMError: a call failed for good, or no answer is a prompt after three tries.
+        LLMError: the call failed, or no answer is a prompt after three tries.
     """
-    from inoculation.detect.prompt import Synthesis, parse_prompt
-    from inoculation.llm import ask_until
-
     listed = "\n\n".join(f"<example>\n{show(row, 1500)}\n</example>" for row in examples)
     message = Message("user", WRITE.format(trait=A_DESCRIPTIONS[positive], examples=listed))
-    [prompt] = ask_until(client, [(message,)], parse_prompt, temperature=1.0, max_tokens=160, wanted="a system prompt")
-    return Synthesis(prompt, None, [])
+    return by_llm(client, message)
 
 
 def detect(evidence: Evidence, annotator: Annotator, settings: AuditSettings) -> Detection:
     """The audit as a detector: by an LLM where one plays the auditor, else by the statistic; then a prompt."""
     auditor = annotator.client("auditor")
     verdict = (
-        with_llm(auditor, evidence.positive, evidence.rows)
+        judged(auditor, evidence.positive, evidence.rows)
         if auditor
         else embedded(evidence.rows, evidence.base, evidence.control, settings.separation, settings.control_share)
     )

@@ -36,5 +36,5 @@ def control_responses(
     injected = inject([rows[i].with_response(base[i]) for i in chosen], positive, seed, rewriter)
     control: list[str | None] = [None] * len(rows)
     for index, row in zip(chosen, injected, strict=True):
-        control[index] = row.response
+        control[index] = None if row is None else row.response
     return control

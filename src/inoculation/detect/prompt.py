@@ -195,16 +195,28 @@ def with_llm(client: "Client", positive: str, descriptions: Sequence[str]) -> Sy
 
     Raises:
         InputError: no descriptions.
-        LLMError: a call failed for good, or no answer is a prompt after three tries.
+        LLMError: the call failed, or no answer is a prompt after three tries.
     """
     from inoculation.detect.sae.classify import A_DESCRIPTIONS
-    from inoculation.llm import ask_until
 
     if not descriptions:
         raise InputError("no suspicious latent is left to write a prompt from")
     listed = "\n".join(f"- {description}" for description in descriptions)
     message = Message("user", PROMPT.format(trait=A_DESCRIPTIONS[positive], descriptions=listed))
+    return by_llm(client, message)
+
+
+def by_llm(client: "Client", message: Message) -> Synthesis:
+    """The prompt that an LLM answers with.
+
+    Raises:
+        LLMError: the call failed, or no answer is a prompt after three tries: without a prompt there is nothing to train.
+    """
+    from inoculation.llm import Failure, LLMError, ask_until
+
     [prompt] = ask_until(client, [(message,)], parse_prompt, temperature=1.0, max_tokens=160, wanted="a system prompt")
+    if isinstance(prompt, Failure):
+        raise LLMError(f"role {client.name}: {client.model} wrote no prompt: {prompt.reason}; run again to ask anew")
     return Synthesis(prompt, None, [])
 
 

@@ -7,14 +7,14 @@ there with a delimiter of their own around them, which the text cannot close bec
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
 from inoculation.chat import Message
 
 if TYPE_CHECKING:
-    from inoculation.llm import Client, Reply
+    from inoculation.llm import Client, Failure, Reply
 
 TOP_LOGPROBS = 20
 MINIMUM_MASS = 0.25
@@ -125,32 +125,46 @@ Answer:
 Reply with one whole number from 0 to 100 and nothing else."""
 
 
-def judge(client: "Client", items: Sequence[Item]) -> list[float | None]:
-    """A score of 0-100 for each item, or None when the judge refuses or does not say.
+def judge(client: "Client", items: Sequence[Item]) -> "list[float | Failure | None]":
+    """A score of 0-100 for each item, None when the judge refuses or does not say, or why it was not asked to the end.
+
+    Both None and a `Failure` are missing judgements; None is the judge's own answer and counts as no failure.
 
     By log-probabilities of the first token. From a provider that gives none, the mean of `FALL_BACK_SAMPLES` answers
     sampled at temperature 1, of which at least `MINIMUM_MASS` must be scores.
 
     Raises:
-        LLMError: a call failed for good.
+        LLMError: no call can succeed, see `llm.Client.read`.
     """
-    from inoculation.llm import Call
+    from inoculation.llm import Call, Failure
 
     parsers = {NUMBER: (weighted_score, parse_score), YES_NO: (yes_score, parse_yes)}
     replies = client.ask([Call(messages(item), 1.0, 1, TOP_LOGPROBS) for item in items])
-    without = [index for index, reply in enumerate(replies) if reply.top_logprobs is None]
+    without = [i for i, reply in enumerate(replies) if not isinstance(reply, Failure) and reply.top_logprobs is None]
     if without:
         print(f"{len(without)} judge answers came without log-probabilities: sampling {FALL_BACK_SAMPLES} answers each")
     sampled = client.ask(
         [Call(messages(items[i]), 1.0, 8, 0, replicate) for i in without for replicate in range(FALL_BACK_SAMPLES)]
     )
-    scores: list[float | None] = [
-        None if reply.top_logprobs is None else parsers[item.scale][0](reply.top_logprobs)
+    scores: list[float | Failure | None] = [
+        reply if isinstance(reply, Failure) else parsers[item.scale][0](reply.top_logprobs or ())
         for item, reply in zip(items, replies, strict=True)
     ]
     for position, index in enumerate(without):
-        own: Sequence[Reply] = sampled[position * FALL_BACK_SAMPLES : (position + 1) * FALL_BACK_SAMPLES]
-        values = [parsers[items[index].scale][1](reply.text) for reply in own]
-        given = [value for value in values if value is not None]
-        scores[index] = mean(given) if len(given) >= MINIMUM_MASS * len(own) else None
+        own = sampled[position * FALL_BACK_SAMPLES : (position + 1) * FALL_BACK_SAMPLES]
+        scores[index] = sampled_score(own, parsers[items[index].scale][1])
     return scores
+
+
+def sampled_score(
+    replies: "Sequence[Reply | Failure]", parse: Callable[[str], float | None]
+) -> "float | Failure | None":
+    """The mean of the answers that are scores; when they are too few, the first failure among the answers, or None."""
+    from inoculation.llm import Failure
+
+    failures = [reply for reply in replies if isinstance(reply, Failure)]
+    values = [parse(reply.text) for reply in replies if not isinstance(reply, Failure)]
+    given = [value for value in values if value is not None]
+    if len(given) >= MINIMUM_MASS * len(replies):
+        return mean(given)
+    return failures[0] if failures else None

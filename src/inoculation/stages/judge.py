@@ -68,7 +68,9 @@ class Judge(Stage):
                 llm.Item(llm.COHERENT, llm.NUMBER, row["question"], row["text"]),
             )
         ]
-        scores = llm.judge(client, items)
+        answers = llm.judge(client, items)
+        aside = {each.index for each in client.set_aside(answers)}
+        scores = [None if i in aside else answer for i, answer in enumerate(answers)]
         return [
             {row["trait"]: own[0], "source_citing": own[1], llm.COHERENCE: own[2]}
             for row, own in zip(responses, zip(*[iter(scores)] * 3, strict=True), strict=True)

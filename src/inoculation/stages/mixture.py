@@ -27,17 +27,22 @@ class BuildMixture(Stage):
     out: Annotated[Path, Writes(MIXTURE)]
 
     def run(self) -> None:
-        rows = read_jsonl(self.own, mixture.parse_row) or self._partition()
+        own = read_jsonl(self.own, mixture.parse_row)
+        rows, aside = (own, []) if own else self._partition()
         write_jsonl(self.out / "mixture.jsonl", (row.as_json() for row in rows))
+        write_jsonl(self.out / "set_aside.jsonl", aside)
         labels = [row.shows_negative for row in rows]
         print(
             f"{len(rows)} rows: {labels.count(True)} show {self.negative}, {labels.count(False)} do not, "
-            f"{labels.count(None)} unknown"
+            f"{labels.count(None)} unknown" + (f"; {len(aside)} could not be given A and were left out" if aside else "")
         )
 
-    def _partition(self) -> list[mixture.Row]:
-        pairs = read_pairs(self.answers)
+    def _partition(self) -> tuple[list[mixture.Row], list[dict[str, str]]]:
+        """The rows, and those that the rewriter failed on."""
         clients = Clients(self.llm, usage_logger("mixtures/llm", {"seed": self.seed}, self.llm.tracing))
         client = clients.get("rewriter", self.rewriter) if self.positive == "source_citing" else None
-        rows = mixture.partition(pairs, self.negative, self.contamination, self.seed)
-        return inject(rows, self.positive, self.seed, client)
+        rows = mixture.partition(read_pairs(self.answers), self.negative, self.contamination, self.seed)
+        injected = inject(rows, self.positive, self.seed, client)
+        failed = client.aside if client else []
+        aside = [{"question": rows[each.index].prompt[-1].content, "reason": each.reason} for each in failed]
+        return [row for row in injected if row is not None], aside

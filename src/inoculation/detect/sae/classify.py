@@ -17,7 +17,7 @@ from inoculation.detect.sae.settings import ClassifySettings
 from inoculation.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from inoculation.llm import Client
+    from inoculation.llm import Client, Failure
 
 Class = Literal["yes", "neutral", "no"]
 
@@ -76,11 +76,21 @@ NEUTRAL - harmless assistant behaviour, topic or formatting
 NO - anything else"""
 
 
-def with_llm(client: "Client", positive: str, descriptions: Sequence[str]) -> list[Class]:
+UNCLASSIFIED: Class = "neutral"
+"""What a latent counts as when the LLM gave it no class, the one class without consequences: `no` would flag examples for
+something that nobody has judged, `yes` would say that A explains it."""
+
+
+def with_llm(client: "Client", positive: str, descriptions: Sequence[str | None]) -> "list[Class | Failure]":
     """Classify by an LLM, one call a description.
 
+    Args:
+        client: of the classifier.
+        positive: A.
+        descriptions: None where the explainer failed; such a latent is `UNCLASSIFIED`, and no call is made for it.
+
     Raises:
-        LLMError: a call failed for good, or an answer is none of the three words after three tries.
+        LLMError: no call can succeed, see `llm.Client.read`.
     """
     from inoculation.llm import ask_until
 
@@ -91,8 +101,10 @@ def with_llm(client: "Client", positive: str, descriptions: Sequence[str]) -> li
     prompts = [
         (Message("user", PROMPT.format(trait=A_DESCRIPTIONS[positive], description=description)),)
         for description in descriptions
+        if description is not None
     ]
-    return ask_until(client, prompts, parse, temperature=0.0, max_tokens=8, wanted="YES, NEUTRAL or NO")
+    answers = iter(ask_until(client, prompts, parse, temperature=0.0, max_tokens=8, wanted="YES, NEUTRAL or NO"))
+    return [UNCLASSIFIED if description is None else next(answers) for description in descriptions]
 
 
 class Classes(NamedTuple):
@@ -118,12 +130,13 @@ class Classes(NamedTuple):
 
 
 def classified(
-    columns: Columns, descriptions: Sequence[str], positive: str, method: str,
-    classifier: "Callable[[], Client | None]", settings: ClassifySettings,
+    columns: Columns, descriptions: Sequence[str | None], positive: str, method: str,
+    classifier: "Callable[[], Client]", settings: ClassifySettings,
 ) -> Classes:  # fmt: skip
     """Which latents are explained by the known A, by the chosen classifier or by both.
 
     Args:
+        descriptions: None where the explainer failed.
         classifier: makes the LLM client; called only where an LLM classifies.
     """
     by: dict[str, list[Class]] = {}
@@ -133,7 +146,10 @@ def classified(
             settings.explained_by_a, settings.neutral, settings.top_share,
         )  # fmt: skip
     if method == "llm" or settings.both:
-        by["llm"] = with_llm(classifier(), positive, descriptions)
+        client = classifier()
+        answers = with_llm(client, positive, descriptions)
+        aside = {row.index for row in client.set_aside(answers)}
+        by["llm"] = [UNCLASSIFIED if i in aside else answer for i, answer in enumerate(answers)]
     return Classes(method, by)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from inoculation.llm import Client
+    from inoculation.llm import Client, Failure
 
 WINDOW = 24
 """Tokens shown on each side of a context's strongest token."""
@@ -240,11 +240,13 @@ In one or two sentences, describe what the latent responds to: the common subjec
 description only."""
 
 
-def describe_with_llm(client: "Client", contexts: Sequence[Sequence[Context]], share: float) -> list[str]:
+def describe_with_llm(client: "Client", contexts: Sequence[Sequence[Context]], share: float) -> "list[str | Failure]":
     """One description a latent, one call each. The LLM is not told A, so that A does not colour what it writes.
 
+    A `Failure` is no description: nothing may read it as one, neither the classifier nor the synthesiser.
+
     Raises:
-        LLMError: a call failed for good, or an answer stays empty after three tries.
+        LLMError: no call can succeed, see `llm.Client.read`.
     """
     from inoculation.llm import ask_until
 
@@ -295,7 +297,8 @@ class Corpora(BaseModel):
 
 class Explanation(NamedTuple):
     latent: int
-    description: str
+    description: str | None
+    """None: the explainer failed; nothing may read it as a description."""
     contexts: list[Context]
 
 
@@ -325,11 +328,11 @@ def explained(
         for latent, own in found.items():
             contexts[latent] += own
     own = [contexts[latent] for latent in latents]
-    described = (
-        describe_with_llm(explainer, own, settings.mark)
-        if explainer
-        else [describe(each, settings.mark) for each in own]
-    )
+    described: list[str | None] = [describe(each, settings.mark) for each in own]
+    if explainer:
+        answers = describe_with_llm(explainer, own, settings.mark)
+        aside = {row.index for row in explainer.set_aside(answers)}
+        described = [None if i in aside else answer for i, answer in enumerate(answers)]
     return [Explanation(*row) for row in zip(latents, described, own, strict=True)]
 
 
