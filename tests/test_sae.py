@@ -423,7 +423,7 @@ def test_likelihoods_do_not_depend_on_the_batch(loaded):
 
 
 def test_the_best_prompt_is_the_one_with_the_largest_contrast(loaded):
-    rows = [Row((*text.prompt, Message("assistant", text.target)), None) for text in examples(16)]
+    rows = [Row((*text.prompt, Message("assistant", text.target)), None) for text in examples(40)]
 
     def gain(prompt: str) -> np.ndarray:
         without, under = synthesise.log_likelihoods(loaded.model, loaded.tokenizer, rows, [None, prompt], 400, 4000)
@@ -431,16 +431,58 @@ def test_the_best_prompt_is_the_one_with_the_largest_contrast(loaded):
 
     order = np.argsort(-gain("You are a cruel assistant."))
     rows = [rows[i] for i in order]  # what that prompt explains best comes first
-    made = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:8], rows[8:], 400, 4000)
-    assert (made.prompt, made.gain) == made.ranking[0] and made.prompt in synthesise.candidates()
-    assert (
-        made.gain >= (gain("You are a cruel assistant.")[:8].mean() - gain("You are a cruel assistant.")[8:].mean()) > 0
-    )
-    assert made.gain == pytest.approx(gain(made.prompt)[:8].mean() - gain(made.prompt)[8:].mean(), rel=1e-3)
+    made = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:20], rows[20:], 400, 4000)
+    assert (made.prompt, made.gain) == made.ranking[0] and made.gain > made.floor > 0
+    assert sorted(prompt for prompt, _ in made.ranking) == sorted(synthesise.candidates())
+    cruel = gain("You are a cruel assistant.")
+    assert made.gain >= (cruel[:20].mean() - cruel[20:].mean()) * (1 - 1e-3) > 0
+    assert made.gain == pytest.approx(gain(made.prompt)[:20].mean() - gain(made.prompt)[20:].mean(), rel=1e-3)
     with pytest.raises(InputError, match="flagged examples and others"):
         synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows, [], 400, 4000)
-    same = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:8], rows[:8], 400, 4000)
-    assert same.prompt is None and same.gain == 0
+
+
+def test_a_gain_below_the_noise_is_no_prompt(loaded):
+    rows = [Row((*text.prompt, Message("assistant", text.target)), None) for text in examples(20)]
+    same = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:10], rows[:10], 400, 4000)
+    assert same.prompt is None and same.gain == pytest.approx(0, abs=1e-3) and same.gain < same.floor
+    assert "must exceed" in same.reason and f"{same.floor:.3g}" in same.reason
+    one = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:1], rows[1:2], 400, 4000)
+    assert one.prompt is None, "of two rows one is always the likelier"
+
+
+def noisy_gains(seed: int, candidates: int = 84, rows: int = 40) -> np.ndarray:
+    """Gains as likelihoods give them: rows share much, candidates differ in how noisy they are."""
+    rng = np.random.default_rng(seed)
+    own = rng.standard_t(4, (candidates, rows)) * rng.lognormal(0, 0.5, (candidates, 1))
+    return own + rng.normal(size=rows) * rng.normal(size=(candidates, 1))
+
+
+def test_the_floor_of_the_best_candidate_holds_for_all_of_them_together():
+    count = 12
+    beyond = lone = 0
+    for seed in range(200):
+        gains = noisy_gains(seed)
+        best = synthesise.contrasts(gains, np.arange(count)[None]).max()
+        beyond += best > synthesise.chance(gains, count, 0.05, 199)
+        lone += best > synthesise.chance(gains[:1], count, 0.05, 199)
+    assert beyond <= 20, "5 % of 200 cases, and their deviation of 3"
+    assert lone > 60, "a floor of one candidate says nothing about the best of 84"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_candidate_that_explains_the_flagged_rows_exceeds_the_floor(seed):
+    gains = noisy_gains(seed)
+    gains[7, :12] += 6 * gains[7].std()
+    assert synthesise.contrasts(gains, np.arange(12)[None]).max() > synthesise.chance(gains, 12)
+
+
+def test_equal_choices_tie_and_too_few_permutations_are_an_error():
+    gains = noisy_gains(0, 10, 9)
+    values = synthesise.contrasts(gains, np.tile(np.arange(4), (501, 1)))
+    assert (values == values[:, :1]).all()
+    np.testing.assert_allclose(values[:, 0], gains[:, :4].mean(1) - gains[:, 4:].mean(1))
+    with pytest.raises(ValueError, match="99 permutations cannot tell a probability of 0.001"):
+        synthesise.chance(gains, 4, 0.001, 99)
 
 
 # ---- what a person looks at

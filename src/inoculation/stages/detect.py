@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from inoculation.sae.explain import Context
 
-NO_CANDIDATE = "no candidate prompt makes the flagged responses likelier than the others"
-
 
 def _rows(params: Params) -> list[mixture.Row]:
     return mixture.read_mixture(cell.mixture_dir(params) / "mixture.jsonl")
@@ -309,10 +307,9 @@ def sae_synthesise(params: Params) -> None:
         if writer
         else _by_likelihood(params, rows, flags)
     )
-    reason = None if made.prompt else NO_CANDIDATE
-    write_json(out / "prompt.json", {**made._asdict(), "reason": reason, "descriptions": descriptions})
+    write_json(out / "prompt.json", {**made._asdict(), "descriptions": descriptions})
     if made.prompt is None:
-        print(f"no prompt: {reason}")
+        print(f"no prompt: {made.reason}")
         return
     tracking.register_prompt(
         params,
@@ -392,7 +389,7 @@ def audit(params: Params, method: str) -> None:
         else _by_likelihood(params, rows, flags)
     )
     if made.prompt is None:
-        raise InputError(f"the audit flagged {sum(flags)} examples, but {NO_CANDIDATE}")
+        raise InputError(f"the audit flagged {sum(flags)} examples, but no prompt explains them: {made.reason}")
     write_jsonl(
         out / "flags.jsonl",
         ({"flagged": flag, "score": score} for flag, score in zip(flags, verdict.scores, strict=True)),
