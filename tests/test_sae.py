@@ -190,8 +190,11 @@ def test_weights_are_loaded_without_executing_code(tiny, tmp_path, monkeypatch):
 LATENTS, PLANTED, OF_A = 300, np.arange(20), np.arange(20, 40)
 
 
-def planted(share: float, seed: int, n: int = 1000) -> tuple[list[Piece], np.ndarray]:
-    """Features in which `share` of the targets set off the `PLANTED` latents together and all of them those of A."""
+def planted(share: float, seed: int, n: int = 1000, rare: int = 0) -> tuple[list[Piece], np.ndarray]:
+    """Features in which `share` of the targets set off the `PLANTED` latents together and all of them those of A.
+
+    `rare` more latents are set off by 0.1-1 % of the targets each, one independent of the other, and by nothing else.
+    """
     rng = np.random.default_rng(seed)
 
     def noise(rows: int) -> np.ndarray:
@@ -208,6 +211,9 @@ def planted(share: float, seed: int, n: int = 1000) -> tuple[list[Piece], np.nda
     target[np.ix_(carries, PLANTED)] += rng.exponential(1.5, (carries.sum(), len(PLANTED)))
     has = rng.random(n) < 0.5
     control[~has] = 0
+    on = rng.random((n, rare)) < rng.uniform(0.001, 0.01, rare)
+    target = np.hstack([target, rng.exponential(1.0, (n, rare)) * on])
+    base, control = (np.hstack([values, np.zeros((n, rare))]) for values in (base, control))
     pieces = []
     for examples in np.array_split(rng.permutation(n), 7):
         means = Means(*(csr_matrix(m[examples].astype(np.float32)) for m in (target, base, control)))
@@ -259,10 +265,35 @@ def test_a_planted_group_is_found_however_rare_and_a_is_not(share):
     assert (flags.flagged & carries).sum() >= 0.97 * flags.flagged.sum()
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_nothing_is_flagged_where_nothing_is_planted(seed):
-    flags = by_component(planted(0.0, seed)[0])
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_a_planted_group_is_found_among_more_rare_latents_than_candidates(share):
+    pieces, carries = planted(share, 3, n=500, rare=8000)
+    moments = rank.moments(pieces, "whole")
+    assert np.count_nonzero(moments.control_sd == 0) > 2 * rank.CANDIDATES, "the control never touches these"
+    assert set(rank.component(pieces, moments).latents) >= set(PLANTED)
+    flags = by_component(pieces)
+    assert flags.found and (flags.flagged == carries).mean() >= 0.99
+
+
+@pytest.mark.parametrize(("seed", "rare"), [*((seed, 0) for seed in range(10)), (3, 8000), (4, 8000)])
+def test_nothing_is_flagged_where_nothing_is_planted(seed, rare):
+    pieces, _ = planted(0.0, seed, n=500 if rare else 1000, rare=rare)
+    flags = by_component(pieces)
     assert not flags.found and not flags.flagged.any() and flags.reason
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_component_of_noise_does_not_exceed_random_signs(wide):
+    rng = np.random.default_rng(0)
+    shape = (60, 200) if wide else (200, 60)
+    spread = rng.lognormal(0, 1, shape[1])  # one latent may vary far more than the others
+    noise = [(rng.laplace(size=shape) * spread).astype(np.float32) for _ in range(40)]
+    assert sum(variance > floor for variance, floor in map(rank.above_chance, noise)) <= 3
+    together = noise[0] + rng.normal(size=(shape[0], 1)).astype(np.float32) * spread.astype(np.float32)
+    variance, floor = rank.above_chance(together)
+    assert variance > 1.5 * floor
+    largest = np.linalg.svd(together - together.mean(0), compute_uv=False)[0]
+    assert variance == pytest.approx(largest**2 / shape[0], rel=1e-4)
 
 
 def test_a_group_that_the_control_has_too_is_not_flagged():

@@ -111,6 +111,7 @@ def sae_rank(params: Params) -> None:
     latents = rank.table(study, component, params.sae.latents)
     if not latents:
         raise InputError("no latent tells the data from the base model")
+    print(f"variance along the component: {component.variance:.1f}; with random signs at most {component.floor:.1f}")
     columns = rank.columns(read_features(features), moments, component, [latent.latent for latent in latents])
     write_json(out / "latents.json", [latent._asdict() for latent in latents])
     with atomic(out / "columns.npz") as temporary, temporary.open("wb") as file:
