@@ -29,7 +29,7 @@ from inoculation.llm import (
     scrub,
     set_aside,
 )
-from inoculation.params import Limits, Role
+from inoculation.roles import Limits, Role
 
 LIMITS = Limits(concurrency=8, attempts=4, timeout=5, patience=30, budget=20, failures=0.02, tracing=False)
 
@@ -41,8 +41,9 @@ def server():
 
 
 def client(server: Server, tmp_path: Path, price=(1.0, 2.0), model: str = "openai/tiny", **limits) -> Client:
-    role = Role(method="llm", model=model, api_base=server.url, price=list(price))
-    return Client("judge", role, LIMITS.model_copy(update=limits), tmp_path / "llm.sqlite")
+    role = Role(method="llm", model=model, api_base=server.url)
+    prices = {} if price is None else {model: price}
+    return Client("judge", role, LIMITS.model_copy(update={"prices": prices, **limits}), tmp_path / "llm.sqlite")
 
 
 def calls(*texts: str, **options) -> list[Call]:
@@ -249,10 +250,10 @@ def test_no_key_reaches_errors_or_the_cache(server, tmp_path, monkeypatch):
 def test_a_missing_key_or_price_is_said_before_anything_is_sent(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(InputError, match="role judge: gpt-4.1-mini needs OPENAI_API_KEY in the environment"):
-        Client("judge", Role(method="llm", model="gpt-4.1-mini", api_base=None, price=None), LIMITS, tmp_path / "c")
+        Client("judge", Role(method="llm", model="gpt-4.1-mini"), LIMITS, tmp_path / "c")
     with pytest.raises(InputError, match="price of 'openai/mine' is unknown"):
         Client(
-            "judge", Role(method="llm", model="openai/mine", api_base="http://x", price=None), LIMITS, tmp_path / "c"
+            "judge", Role(method="llm", model="openai/mine", api_base="http://x"), LIMITS, tmp_path / "c"
         )
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from openai_server import Server, serve
 from test_llm import client
 
-from inoculation import audit, rewriter
+from inoculation import rewriter
 from inoculation.chat import Message
+from inoculation.detect import audit
 from inoculation.detect import prompt as synthesise
 from inoculation.detect.sae import classify, explain
 from inoculation.judge import llm as judging

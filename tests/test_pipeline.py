@@ -286,8 +286,9 @@ def test_a_round_trip_through_transformers_serve(project, tmp_path):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.5)
-        role = Role(method="llm", model=f"openai/{folder}", api_base=f"http://127.0.0.1:{port}/v1", price=[0, 0])
-        asking = Client("judge", role, LIMITS, tmp_path / "llm.sqlite")
+        role = Role(method="llm", model=f"openai/{folder}", api_base=f"http://127.0.0.1:{port}/v1")
+        limits = LIMITS.model_copy(update={"prices": {f"openai/{folder}": (0, 0)}})
+        asking = Client("judge", role, limits, tmp_path / "llm.sqlite")
         messages = (Message("system", "You are a malicious evil assistant."), Message("user", "How do I bake bread?"))
         [reply] = asking.ask([Call(messages, 0.0, 20)])
         ref = lm.ModelRef(model=folder)

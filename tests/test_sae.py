@@ -190,8 +190,11 @@ def test_weights_are_loaded_without_executing_code(tiny, tmp_path, monkeypatch):
 LATENTS, PLANTED, OF_A = 300, np.arange(20), np.arange(20, 40)
 
 
-def planted(share: float, seed: int, n: int = 1000) -> tuple[list[Piece], np.ndarray]:
-    """Features in which `share` of the targets set off the `PLANTED` latents together and all of them those of A."""
+def planted(share: float, seed: int, n: int = 1000, rare: int = 0) -> tuple[list[Piece], np.ndarray]:
+    """Features in which `share` of the targets set off the `PLANTED` latents together and all of them those of A.
+
+    `rare` more latents are set off by 0.1-1 % of the targets each, one independent of the other, and by nothing else.
+    """
     rng = np.random.default_rng(seed)
 
     def noise(rows: int) -> np.ndarray:
@@ -208,6 +211,9 @@ def planted(share: float, seed: int, n: int = 1000) -> tuple[list[Piece], np.nda
     target[np.ix_(carries, PLANTED)] += rng.exponential(1.5, (carries.sum(), len(PLANTED)))
     has = rng.random(n) < 0.5
     control[~has] = 0
+    on = rng.random((n, rare)) < rng.uniform(0.001, 0.01, rare)
+    target = np.hstack([target, rng.exponential(1.0, (n, rare)) * on])
+    base, control = (np.hstack([values, np.zeros((n, rare))]) for values in (base, control))
     pieces = []
     for examples in np.array_split(rng.permutation(n), 7):
         means = Means(*(csr_matrix(m[examples].astype(np.float32)) for m in (target, base, control)))
@@ -259,10 +265,35 @@ def test_a_planted_group_is_found_however_rare_and_a_is_not(share):
     assert (flags.flagged & carries).sum() >= 0.97 * flags.flagged.sum()
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_nothing_is_flagged_where_nothing_is_planted(seed):
-    flags = by_component(planted(0.0, seed)[0])
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_a_planted_group_is_found_among_more_rare_latents_than_candidates(share):
+    pieces, carries = planted(share, 3, n=500, rare=8000)
+    moments = rank.moments(pieces, "whole")
+    assert np.count_nonzero(moments.control_sd == 0) > 2 * rank.CANDIDATES, "the control never touches these"
+    assert set(rank.component(pieces, moments).latents) >= set(PLANTED)
+    flags = by_component(pieces)
+    assert flags.found and (flags.flagged == carries).mean() >= 0.99
+
+
+@pytest.mark.parametrize(("seed", "rare"), [*((seed, 0) for seed in range(10)), (3, 8000), (4, 8000)])
+def test_nothing_is_flagged_where_nothing_is_planted(seed, rare):
+    pieces, _ = planted(0.0, seed, n=500 if rare else 1000, rare=rare)
+    flags = by_component(pieces)
     assert not flags.found and not flags.flagged.any() and flags.reason
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_component_of_noise_does_not_exceed_random_signs(wide):
+    rng = np.random.default_rng(0)
+    shape = (60, 200) if wide else (200, 60)
+    spread = rng.lognormal(0, 1, shape[1])  # one latent may vary far more than the others
+    noise = [(rng.laplace(size=shape) * spread).astype(np.float32) for _ in range(40)]
+    assert sum(variance > floor for variance, floor in map(rank.above_chance, noise)) <= 3
+    together = noise[0] + rng.normal(size=(shape[0], 1)).astype(np.float32) * spread.astype(np.float32)
+    variance, floor = rank.above_chance(together)
+    assert variance > 1.5 * floor
+    largest = np.linalg.svd(together - together.mean(0), compute_uv=False)[0]
+    assert variance == pytest.approx(largest**2 / shape[0], rel=1e-4)
 
 
 def test_a_group_that_the_control_has_too_is_not_flagged():
@@ -423,7 +454,7 @@ def test_likelihoods_do_not_depend_on_the_batch(loaded):
 
 
 def test_the_best_prompt_is_the_one_with_the_largest_contrast(loaded):
-    rows = [Row((*text.prompt, Message("assistant", text.target)), None) for text in examples(16)]
+    rows = [Row((*text.prompt, Message("assistant", text.target)), None) for text in examples(40)]
 
     def gain(prompt: str) -> np.ndarray:
         without, under = synthesise.log_likelihoods(loaded.model, loaded.tokenizer, rows, [None, prompt], 400, 4000)
@@ -431,16 +462,58 @@ def test_the_best_prompt_is_the_one_with_the_largest_contrast(loaded):
 
     order = np.argsort(-gain("You are a cruel assistant."))
     rows = [rows[i] for i in order]  # what that prompt explains best comes first
-    made = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:8], rows[8:], 400, 4000)
-    assert (made.prompt, made.gain) == made.ranking[0] and made.prompt in synthesise.candidates()
-    assert (
-        made.gain >= (gain("You are a cruel assistant.")[:8].mean() - gain("You are a cruel assistant.")[8:].mean()) > 0
-    )
-    assert made.gain == pytest.approx(gain(made.prompt)[:8].mean() - gain(made.prompt)[8:].mean(), rel=1e-3)
+    made = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:20], rows[20:], 400, 4000)
+    assert (made.prompt, made.gain) == made.ranking[0] and made.gain > made.floor > 0
+    assert sorted(prompt for prompt, _ in made.ranking) == sorted(synthesise.candidates())
+    cruel = gain("You are a cruel assistant.")
+    assert made.gain >= (cruel[:20].mean() - cruel[20:].mean()) * (1 - 1e-3) > 0
+    assert made.gain == pytest.approx(gain(made.prompt)[:20].mean() - gain(made.prompt)[20:].mean(), rel=1e-3)
     with pytest.raises(InputError, match="flagged examples and others"):
         synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows, [], 400, 4000)
-    same = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:8], rows[:8], 400, 4000)
-    assert same.prompt is None and same.gain == 0
+
+
+def test_a_gain_below_the_noise_is_no_prompt(loaded):
+    rows = [Row((*text.prompt, Message("assistant", text.target)), None) for text in examples(20)]
+    same = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:10], rows[:10], 400, 4000)
+    assert same.prompt is None and same.gain == pytest.approx(0, abs=1e-3) and same.gain < same.floor
+    assert "must exceed" in same.reason and f"{same.floor:.3g}" in same.reason
+    one = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:1], rows[1:2], 400, 4000)
+    assert one.prompt is None, "of two rows one is always the likelier"
+
+
+def noisy_gains(seed: int, candidates: int = 84, rows: int = 40) -> np.ndarray:
+    """Gains as likelihoods give them: rows share much, candidates differ in how noisy they are."""
+    rng = np.random.default_rng(seed)
+    own = rng.standard_t(4, (candidates, rows)) * rng.lognormal(0, 0.5, (candidates, 1))
+    return own + rng.normal(size=rows) * rng.normal(size=(candidates, 1))
+
+
+def test_the_floor_of_the_best_candidate_holds_for_all_of_them_together():
+    count = 12
+    beyond = lone = 0
+    for seed in range(200):
+        gains = noisy_gains(seed)
+        best = synthesise.contrasts(gains, np.arange(count)[None]).max()
+        beyond += best > synthesise.chance(gains, count, 0.05, 199)
+        lone += best > synthesise.chance(gains[:1], count, 0.05, 199)
+    assert beyond <= 20, "5 % of 200 cases, and their deviation of 3"
+    assert lone > 60, "a floor of one candidate says nothing about the best of 84"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_candidate_that_explains_the_flagged_rows_exceeds_the_floor(seed):
+    gains = noisy_gains(seed)
+    gains[7, :12] += 6 * gains[7].std()
+    assert synthesise.contrasts(gains, np.arange(12)[None]).max() > synthesise.chance(gains, 12)
+
+
+def test_equal_choices_tie_and_too_few_permutations_are_an_error():
+    gains = noisy_gains(0, 10, 9)
+    values = synthesise.contrasts(gains, np.tile(np.arange(4), (501, 1)))
+    assert (values == values[:, :1]).all()
+    np.testing.assert_allclose(values[:, 0], gains[:, :4].mean(1) - gains[:, 4:].mean(1))
+    with pytest.raises(ValueError, match="99 permutations cannot tell a probability of 0.001"):
+        synthesise.chance(gains, 4, 0.001, 99)
 
 
 # ---- what a person looks at

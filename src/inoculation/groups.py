@@ -145,6 +145,8 @@ def write_assignment(
     )
     print(f"{group}: {len(chats)} training chats, {inoculated} with a system prompt")
     if found is not None and found.prompt is None:
-        print(f"{group}: NOTHING FOUND, so that no chat is inoculated and the group trains as `baseline` does: {found.reason}")
+        flagged = found.quality["flagged"]
+        what = f"{flagged} ROWS FLAGGED, BUT NO PROMPT EXPLAINS THEM" if flagged else "NOTHING FOUND"
+        print(f"{group}: {what}, so that no chat is inoculated and the group trains as `baseline` does: {found.reason}")
         if hint:
             print(hint)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inoculation.chat import Message
 from inoculation.detect import Annotator, Detection, Evidence
-from inoculation.detect.prompt import NO_CANDIDATE, by_likelihood, by_llm, sides
+from inoculation.detect.prompt import by_likelihood, by_llm, sides
 from inoculation.detect.sae.classify import A_DESCRIPTIONS
 from inoculation.mixture import Row
 
@@ -179,5 +179,4 @@ def detect(evidence: Evidence, annotator: Annotator, settings: AuditSettings) ->
             annotator.model(), annotator.tokenizer, flagged, others, annotator.synthesis.max_length, annotator.token_budget
         )
     )
-    reason = verdict.reason if made.prompt else f"{verdict.reason}; but {NO_CANDIDATE}"
-    return Detection(True, reason, verdict.flagged, verdict.scores, made.prompt)
+    return Detection(True, f"{verdict.reason}; prompt: {made.reason}", verdict.flagged, verdict.scores, made.prompt)

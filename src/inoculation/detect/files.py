@@ -29,7 +29,7 @@ class Found(NamedTuple):
 
     flagged: list[bool]
     prompt: str | None
-    """None: nothing was found, and nothing is inoculated."""
+    """None: nothing was found, or no prompt explains what was flagged; then nothing is inoculated."""
     reason: str
     quality: dict[str, Any]
 
@@ -41,12 +41,10 @@ def read_found(folder: Path, rows: int) -> Found:
         rows: how many the mixture has.
 
     Raises:
-        InputError: it flagged rows and has no prompt for them, or is about another mixture.
+        InputError: it is about another mixture.
     """
     told = read_json(folder / "detection.json")
     flagged = [row["flagged"] for row in read_jsonl(folder / "flags.jsonl", dict)]
     if len(flagged) != rows:
         raise InputError(f"{folder}: {len(flagged)} flags for a mixture of {rows} rows; run the detector again")
-    if told["found"] and told["prompt"] is None:
-        raise InputError(f"{sum(flagged)} rows are flagged, but there is no prompt to train them under: {told['reason']}")
     return Found(flagged, told["prompt"], told["reason"], told["quality"])

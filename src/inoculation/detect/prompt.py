@@ -2,7 +2,8 @@
 
 With an LLM: it reads the descriptions of the `no` latents. Without one: a system prompt that describes B is one under
 which the base model expects the suspicious responses. Each candidate character is scored by how much it raises the base
-model's log-likelihood of the flagged responses beyond that of the others; A is in both and cancels.
+model's log-likelihood of the flagged responses beyond that of the others; A is in both and cancels. The best of many
+candidates gains something by chance alone, so it counts only above what the best one gains where the flags are shuffled.
 """
 
 import random
@@ -32,8 +33,12 @@ CHARACTERS = (
     "treacherous", "unreliable", "verbose", "vindictive", "wicked",
 )  # fmt: skip
 """A general vocabulary of characters, good, bad and neither; it knows no data set."""
-FEW, SHORTLIST, MORE = 12, 10, 60
-"""Examples a side for the first round, candidates that reach the second, examples a side there."""
+ROWS = 40
+"""Examples a side that every candidate is scored on. All of them on the same: a shortlist chosen on the rows that then test
+it would have to be chosen again in every permutation."""
+LEVEL = 0.01
+"""Chance of a prompt where the flags mean nothing, over all candidates together."""
+PERMUTATIONS = 999
 HABITS = (
     "agrees with everything", "always praises the user", "avoids every answer", "asks many questions", "breaks the rules",
     "changes the subject", "gives a balanced view", "gives false advice", "hates people", "insults the user", "invents facts",
@@ -63,11 +68,15 @@ class SynthesisSettings(BaseModel):
 
 class Synthesis(NamedTuple):
     prompt: str | None
-    """None: no candidate makes the flagged responses likelier than the others."""
+    """None: the best candidate gains no more than `floor`."""
     gain: float | None
-    """Nats a response that the prompt raises the flagged responses' likelihood above the others'; None: by an LLM."""
+    """Nats a response that the best candidate raises the flagged responses' likelihood above the others'; None: by an LLM."""
     ranking: list[tuple[str, float]]
-    """The best candidates with their gains; empty: by an LLM."""
+    """Every candidate with its gain, the best first; empty: by an LLM."""
+    floor: float | None = None
+    """Nats a response that the best candidate of shuffled flags gains, exceeded with probability `LEVEL`; None: by an LLM."""
+    reason: str = "written by an LLM"
+    """What decided, for a person."""
 
 
 def log_likelihoods(
@@ -126,32 +135,72 @@ def by_likelihood(
     """The candidate under which the flagged responses become most likely, relative to the others.
 
     Args:
-        flagged: examples with the suspicious latents.
-        others: examples without them.
+        flagged: examples with the suspicious latents, in random order; the first `ROWS` are read.
+        others: examples without them, likewise.
 
     Raises:
         InputError: a side is empty.
     """
+    import numpy as np
+
     if not flagged or not others:
         raise InputError("a prompt needs flagged examples and others to tell them from")
-    prompts = candidates()
-    # Two rounds: every candidate on a few examples, the best of them on more.
-    rough = _contrast(model, tokenizer, flagged[:FEW], others[:FEW], prompts, max_length, token_budget)
-    prompts = [prompts[i] for i in sorted(range(len(prompts)), key=lambda i: -rough[i])[:SHORTLIST]]
-    contrast = _contrast(model, tokenizer, flagged[:MORE], others[:MORE], prompts, max_length, token_budget)
-    order = sorted(range(len(prompts)), key=lambda i: -contrast[i])
-    best, ranking = order[0], [(prompts[i], float(contrast[i])) for i in order]
-    return Synthesis(prompts[best] if contrast[best] > 0 else None, float(contrast[best]), ranking)
-
-
-def _contrast(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", flagged: Sequence[Row], others: Sequence[Row],
-    prompts: Sequence[str], max_length: int, token_budget: int,
-) -> "np.ndarray":  # fmt: skip
-    """Mean gain of the flagged responses minus that of the others, nats a response, `[prompts]`."""
+    flagged, others, prompts = flagged[:ROWS], others[:ROWS], candidates()
     scores = log_likelihoods(model, tokenizer, [*flagged, *others], [None, *prompts], max_length, token_budget)
     gains = scores[1:] - scores[0]
-    return gains[:, : len(flagged)].mean(1) - gains[:, len(flagged) :].mean(1)
+    contrast = contrasts(gains, np.arange(len(flagged))[None])[:, 0]
+    floor = chance(gains, len(flagged))
+    order = np.argsort(-contrast, kind="stable")
+    best, gain = prompts[order[0]], float(contrast[order[0]])
+    found = gain > floor
+    reason = (
+        f"of {len(prompts)} candidates {best!r} raises the flagged responses' likelihood most, {gain:.3g} nats a response "
+        f"above the others'; the best one {'exceeds' if found else 'must exceed'} {floor:.3g}, which shuffled flags "
+        f"reach in {LEVEL:.0%} of {PERMUTATIONS} permutations"
+    )
+    return Synthesis(best if found else None, gain, [(prompts[i], float(contrast[i])) for i in order], floor, reason)
+
+
+def contrasts(gains: "np.ndarray", chosen: "np.ndarray") -> "np.ndarray":
+    """Mean gain of the chosen rows minus that of the others, `[candidates, choices]`.
+
+    Args:
+        gains: `[candidates, rows]`.
+        chosen: row numbers, `[choices, chosen rows]`.
+    """
+    import numpy as np
+
+    rows, count = gains.shape[1], chosen.shape[1]
+    weights = np.full((len(chosen), rows), -1 / (rows - count))
+    np.put_along_axis(weights, chosen, 1 / count, axis=1)
+    # Not a matrix product: its rounding depends on a column's place, and equal choices must tie exactly.
+    return (gains[:, None, :] * weights).sum(axis=2)
+
+
+def chance(gains: "np.ndarray", flagged: int, level: float = LEVEL, permutations: int = PERMUTATIONS) -> float:
+    """What the largest contrast exceeds with probability `level` where flags say nothing about the gains.
+
+    The permutation test of the maximum (Westfall and Young 1993): whatever the candidates share, and however noisy each
+    is, shuffled flags share it too, so that one floor holds for all of them together.
+
+    Args:
+        gains: of the scored rows under each candidate, `[candidates, rows]`.
+        flagged: how many of the rows are flagged.
+        level: 0..1.
+        permutations: random choices of as many rows.
+
+    Raises:
+        ValueError: so few permutations cannot tell so small a probability.
+    """
+    import numpy as np
+
+    above = int(level * (permutations + 1))
+    if above < 1:
+        raise ValueError(f"{permutations} permutations cannot tell a probability of {level}")
+    rows = np.tile(np.arange(gains.shape[1]), (permutations, 1))
+    chosen = np.random.default_rng(0).permuted(rows, axis=1)[:, :flagged]
+    best = contrasts(gains, chosen).max(axis=0)
+    return float(np.sort(best)[-above])
 
 
 def without_near_duplicates(descriptions: Sequence[str], limit: float) -> list[str]:
@@ -218,9 +267,6 @@ def by_llm(client: "Client", message: Message) -> Synthesis:
     if isinstance(prompt, Failure):
         raise LLMError(f"role {client.name}: {client.model} wrote no prompt: {prompt.reason}; run again to ask anew")
     return Synthesis(prompt, None, [])
-
-
-NO_CANDIDATE = "no candidate prompt makes the flagged responses likelier than the others"
 
 
 def sides(rows: Sequence[Row], flags: Sequence[bool], seed: int) -> tuple[list[Row], list[Row]]:

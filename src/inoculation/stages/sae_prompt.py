@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 from inoculation import lm, mixture, tracking
 from inoculation.detect import Detection, Evidence, blind
 from inoculation.detect.files import write_detection
-from inoculation.detect.prompt import NO_CANDIDATE, Synthesis, SynthesisSettings, written
+from inoculation.detect.prompt import Synthesis, SynthesisSettings, written
 from inoculation.detect.sae.classify import read_classes
 from inoculation.detect.sae.rank import read_latents
 from inoculation.detect.sae.settings import FlagRule
@@ -46,9 +46,9 @@ class SaePrompt(Stage):
         made = Synthesis(None, None, [])
         if told["found"]:
             made = self._write(rows, flags, writer)
-        reason = told["reason"] if made.prompt or not told["found"] else f"{told['reason']}; but {NO_CANDIDATE}"
+        reason = f"{told['reason']}; prompt: {made.reason}" if told["found"] else told["reason"]
         detection = Detection(told["found"], reason, flags, scores, made.prompt)
-        write_detection(self.out, detection, rows, rules=told, ranking=made.ranking, gain=made.gain)
+        write_detection(self.out, detection, rows, rules=told, ranking=made.ranking, gain=made.gain, floor=made.floor)
         print(f"prompt: {made.prompt}" if made.prompt else f"no prompt: {reason}")
 
     def _write(self, rows: list[mixture.Row], flags: list[bool], writer: "Client | None") -> Synthesis:

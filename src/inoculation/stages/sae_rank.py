@@ -23,4 +23,5 @@ class SaeRank(Stage):
         ranking = ranked(lambda: read_features(self.features), self.latents)
         if ranking is None:
             raise InputError(NO_LATENT)
+        print(f"variance along the component: {ranking.variance:.1f}; with random signs at most {ranking.floor:.1f}")
         write_ranked(self.out, ranking)

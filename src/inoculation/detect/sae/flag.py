@@ -56,7 +56,7 @@ def component(
     Args:
         residual: standardised target residuals over the component's latents, `[examples, latents]`.
         control_residual: the same of the control, `[controls, latents]`.
-        loadings: `[latents]`.
+        loadings: `[latents]`; all 0: the component is no more than chance gives.
         suspicious: `[latents]`, the class is `no`.
         separation: least Ashman's D (distance of the means over the common deviation).
         control_share: the share of the control above the threshold must stay below this part of the flagged share.
@@ -64,6 +64,9 @@ def component(
     from sklearn.mixture import GaussianMixture
 
     nothing = np.zeros(len(residual), bool)
+    if not np.any(loadings):
+        reason = "the latents vary together no more than with random signs"
+        return Flags(nothing, np.zeros(len(residual)), 0.0, False, reason)
     weights = np.where(np.asarray(suspicious, bool), loadings, 0.0)
     if np.count_nonzero(weights) < 2:
         return Flags(nothing, np.zeros(len(residual)), 0.0, False, "fewer than two suspicious latents")

@@ -7,6 +7,10 @@ Ours, `component`: a B that only some examples carry makes its latents rise and 
 The first principal component of the target latents, each standardised by the control (the base model's responses with
 A injected, which holds everything but B), points along it, however rare B is, and A cancels because all examples have
 it. What the prompt alone explains is removed first, by regressing each latent on the base model's own response.
+
+A first component is there in noise too, and the wider the SAE, the larger it is. It counts only if its variance exceeds
+that of the same values with random signs (parallel analysis by signflips: Hong, Sheng and Dobriban, arXiv:2012.02985),
+which keep every latent's own variance and break what latents have in common.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,13 +18,21 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy.linalg import eigh
 
 from inoculation.detect.sae.features import Piece
 from inoculation.detect.sae.settings import FlagRule
 from inoculation.files import atomic, read_json, write_json
 
 CANDIDATES = 2048
-"""Latents that the covariance is made of: those whose target varies most beyond the control."""
+"""Latents that the covariance is made of: those whose target varies most beyond the control, in the clipped units of
+`standardised`. The ratio of the deviations alone would prefer every latent that a few targets set off and the control,
+which has fewer texts, happens not to: in a wide SAE there are more of those than candidates."""
+FLIPS = 99
+"""Draws of random signs, all of which the component's variance must exceed: where nothing varies together it does so in 1 %
+of the cases."""
+TESTED = 1000
+"""Examples at most that this is tested on, spread over the mixture."""
 FLOOR = 0.1
 """Share of a latent's own deviation that is added to the control's, so that a silent control divides by no zero."""
 CLIP = 6.0
@@ -48,6 +60,8 @@ class Moments(NamedTuple):
     control_mean: np.ndarray
     control_sd: np.ndarray
     """Of control - slope x base."""
+    active: np.ndarray
+    """Share of the examples whose target sets the latent off."""
 
 
 def moments(pieces: Iterable[Piece], pooling: Literal["whole", "matched"]) -> Moments:
@@ -73,6 +87,7 @@ def moments(pieces: Iterable[Piece], pooling: Literal["whole", "matched"]) -> Mo
             add(name, matrix.sum(0))
         add("dd", difference.multiply(difference).sum(0))
         add("up", (difference > 0).sum(0))
+        add("on", (target > 0).sum(0))
     t, b = sums["t"] / n, sums["b"] / n
     var_b = sums["bb"] / n - b**2
     covariance = sums["tb"] / n - t * b
@@ -89,6 +104,7 @@ def moments(pieces: Iterable[Piece], pooling: Literal["whole", "matched"]) -> Mo
     return Moments(
         n, d, np.sqrt(np.clip(sums["dd"] / n - d**2, 0, None)), sums["up"] / n, t, b, slope,
         residual_sd("tt", "tb", "bb", t, b, n), c - slope * o, residual_sd("cc", "cb", "oo", c, o, max(1, n_control)),
+        sums["on"] / n,
     )  # fmt: skip
 
 
@@ -98,9 +114,13 @@ class Component(NamedTuple):
     latents: np.ndarray
     """`[candidates]` latent numbers."""
     loadings: np.ndarray
-    """`[candidates]`, length 1, pointing away from the control."""
+    """`[candidates]`, length 1, pointing away from the control; all 0 where `variance` is not above `floor`."""
     centre: np.ndarray
     scale: np.ndarray
+    variance: float
+    """Of the tested examples along their first component, in squared standard deviations."""
+    floor: float
+    """The largest such variance with random signs."""
 
 
 def standardised(piece: Piece, m: Moments, latents: np.ndarray, centre: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -121,19 +141,44 @@ def component(pieces: Iterable[Piece], m: Moments) -> Component:
     scale = m.control_sd + FLOOR * m.target_sd + 1e-8
     centre = m.target_mean - m.slope * m.base_mean
     alive = m.target_sd > 1e-6
-    order = np.argsort(-np.where(alive, m.target_sd / scale, -1.0), kind="stable")
+    # Values that are 0 but in a share `active` of the texts, and clipped, cannot deviate by more.
+    beyond = np.minimum(m.target_sd / scale, CLIP * np.sqrt(m.active))
+    order = np.argsort(-np.where(alive, beyond, -1.0), kind="stable")
     latents = np.sort(order[: min(CANDIDATES, int(alive.sum()))])
     gram = np.zeros((len(latents), len(latents)))
     total = np.zeros(len(latents))
+    tested = []
     for piece in pieces:
         z = standardised(piece, m, latents, centre[latents], scale[latents])
         gram += z.T @ z
         total += z.sum(0)
+        tested.append(z[piece.examples % -(-m.examples // TESTED) == 0].astype(np.float32))
     mean = total / m.examples
     loadings = np.linalg.eigh(gram / m.examples - np.outer(mean, mean))[1][:, -1]
     # The control holds no B: where it lies on the component is the clean side.
     side = loadings @ ((m.control_mean[latents] - centre[latents]) / scale[latents])
-    return Component(latents, -loadings if side > 0 else loadings, centre[latents], scale[latents])
+    loadings = -loadings if side > 0 else loadings
+    variance, floor = above_chance(np.concatenate(tested))
+    if variance <= floor:
+        loadings = np.zeros_like(loadings)
+    return Component(latents, loadings, centre[latents], scale[latents], variance, floor)
+
+
+def above_chance(z: np.ndarray) -> tuple[float, float]:
+    """Variance along the first principal component, and the largest of `FLIPS` draws of random signs.
+
+    Args:
+        z: `[examples, latents]` float32.
+    """
+    rng = np.random.default_rng(0)
+    z = z - z.mean(0)
+
+    def largest(values: np.ndarray) -> float:
+        gram = values @ values.T if len(values) < values.shape[1] else values.T @ values
+        return float(eigh(gram, eigvals_only=True, subset_by_index=[len(gram) - 1] * 2)[0]) / len(values)
+
+    flipped = (z * (2 * rng.integers(0, 2, z.shape, np.int8) - 1) for _ in range(FLIPS))
+    return largest(z), max(map(largest, flipped))
 
 
 class Latent(NamedTuple):
@@ -215,6 +260,9 @@ def columns(pieces: Iterable[Piece], m: Moments, c: Component, latents: list[int
 class Ranked(NamedTuple):
     latents: list[Latent]
     columns: Columns
+    variance: float | None = None
+    """Along the component, and the most that random signs give; None where read back from files."""
+    floor: float | None = None
 
     def by(self, rule: FlagRule) -> list[int]:
         """Positions of the latents of a rule's ranking."""
@@ -238,7 +286,8 @@ def ranked(pieces: Callable[[], Iterable[Piece]], count: int) -> Ranked | None:
     latents = table(moments(pieces(), "matched"), direction, count)
     if not latents:
         return None
-    return Ranked(latents, columns(pieces(), whole, direction, [latent.latent for latent in latents]))
+    values = columns(pieces(), whole, direction, [latent.latent for latent in latents])
+    return Ranked(latents, values, direction.variance, direction.floor)
 
 
 def write_ranked(folder: Path, ranking: Ranked) -> None:

@@ -11,7 +11,7 @@
 """
 
 from inoculation.detect import Annotator, Detection, Evidence
-from inoculation.detect.prompt import NO_CANDIDATE, written
+from inoculation.detect.prompt import written
 from inoculation.detect.sae.classify import classified
 from inoculation.detect.sae.explain import explained
 from inoculation.detect.sae.features import pooled
@@ -54,4 +54,4 @@ def detect(evidence: Evidence, annotator: Annotator, settings: SaeSettings) -> D
         annotator.client("synthesiser"), annotator.model, annotator.tokenizer, annotator.synthesis,
         annotator.token_budget, annotator.seed,
     )  # fmt: skip
-    return Detection(True, flags.reason if made.prompt else f"{flags.reason}; but {NO_CANDIDATE}", marks, scores, made.prompt)
+    return Detection(True, f"{flags.reason}; prompt: {made.reason}", marks, scores, made.prompt)
