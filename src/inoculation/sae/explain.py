@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from inoculation.chat import Message, parse_messages, render
+from inoculation.chat import Message, chat_ids, parse_messages, text_ids
 from inoculation.files import InputError, read_jsonl
 from inoculation.sae.encoder import LoadedSae, residuals, token_batches
 
@@ -87,13 +87,13 @@ def corpus_tokens(
 ) -> list[list[int]]:
     """Tokens of each text as it is and of each chat in the model's template, cut to `limit`."""
 
-    def text(row: str | list[Message]) -> str:
+    def tokens(row: str | list[Message]) -> list[int]:
         if isinstance(row, str):
-            return row
+            return text_ids(tokenizer, row)
         system = row[0].content if row[0].role == "system" else None
-        return render(tokenizer, row[system is not None :], system)
+        return chat_ids(tokenizer, row[system is not None :], system)
 
-    return [tokenizer(text(row), add_special_tokens=False)["input_ids"][:limit] for row in corpus]
+    return [tokens(row)[:limit] for row in corpus]
 
 
 def strongest(
