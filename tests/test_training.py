@@ -142,5 +142,7 @@ def test_an_unfinished_answer_says_so(ref):
 
 
 def test_a_missing_model_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="cannot be loaded"):
-        lm.load_tokenizer(lm.ModelRef(str(tmp_path / "none"), None, None))
+    ref = lm.ModelRef(str(tmp_path / "none"), None, None)
+    for load in (lm.load_tokenizer, lambda ref: lm.load_model(ref, "float32", False)):
+        with pytest.raises(InputError, match="no such folder"):
+            load(ref)

@@ -56,6 +56,26 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             out.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def _decode(content: bytes) -> Any:
+    """The value of some JSON, all of whose texts can be written again.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, nested too deeply to be read, or half of a character (a lone surrogate, which
+            JSON can spell and no file or tokenizer takes).
+    """
+    text = content.decode("utf-8-sig")
+    try:
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply to be read") from None
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise ValueError(f"{half} alone is half of a character; write both halves, or the character itself") from None
+    return value
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -63,10 +83,12 @@ def read_json(path: Path) -> Any:
         InputError: the file is missing or is not JSON; the message has the line and column.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _decode(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, a JSON file is expected") from None
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
 
 
@@ -88,7 +110,7 @@ def read_jsonl(path: Path, parse: Callable[[Any], T]) -> list[T]:
                 if not line.strip():
                     continue
                 try:
-                    rows.append(parse(json.loads(line)))
+                    rows.append(parse(_decode(line)))
                 except json.JSONDecodeError as error:
                     problems.append(f"{path}:{number}: not valid JSON: {error.msg} at column {error.colno}")
                 except ValueError as error:

@@ -1,5 +1,6 @@
 """The validated, typed view of params.yaml: unknown keys are refused and every mistake is reported at once."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 class MixtureParams(Model):
@@ -263,9 +264,14 @@ def parse_params(raw: Any, source: str = "params.yaml") -> Params:
     Raises:
         InputError: lists every mistake with its dotted key, the value given and what would be valid.
     """
+    return _parse(raw, source, [])
+
+
+def _parse(raw: Any, source: str, problems: list[str]) -> Params:
+    """`parse_params`, with what the decoding found already."""
     if not isinstance(raw, dict):
         raise InputError(f"{source}: a mapping is expected, got {type(raw).__name__}")
-    problems = _reference_problems(raw)
+    problems = [*problems, *_reference_problems(raw)]
     params = None
     try:
         params = Params.model_validate(raw)
@@ -281,16 +287,47 @@ def parse_params(raw: Any, source: str = "params.yaml") -> Params:
     return params
 
 
+class Loader(yaml.SafeLoader):
+    """YAML as DVC reads and writes it: 1e-05 is a number (in YAML 1.1, PyYAML's, it needs a point)."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+)
+
+
+def _double_keys(node: yaml.Node | None, above: str = "") -> list[str]:
+    """`<line>: <dotted key> ...` of every key that a mapping holds already. YAML forbids them, PyYAML takes the last."""
+    problems: list[str] = []
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            problems += _double_keys(item, f"{above}{index}.")
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                problems.append(f"{line}: {above}{name} is given already in line {lines[name]}")
+            lines.setdefault(name, line)
+            problems += _double_keys(value, f"{above}{name}.")
+    return problems
+
+
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and validate params.yaml.
 
     Raises:
-        InputError: the file is missing, is not YAML, or has mistakes (all are listed).
+        InputError: the file is missing, is not YAML, gives a key twice, or has mistakes (all are listed).
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loader = Loader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        double = [f"line {problem}" for problem in _double_keys(node)]
+        raw = loader.construct_document(node) if node else None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run from the project's folder") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML: {error}") from None
-    return parse_params(raw, str(path))
+    except RecursionError:
+        raise InputError(f"{path}: not valid YAML: nested too deeply to be read") from None
+    return _parse(raw, str(path), double)

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from inoculation.files import InputError
 from inoculation.sae.features import Piece
 
 CANDIDATES = 2048
@@ -110,10 +111,15 @@ def component(pieces: Iterable[Piece], m: Moments) -> Component:
 
     Args:
         m: moments of the whole texts.
+
+    Raises:
+        InputError: all examples have the same latents.
     """
     scale = m.control_sd + FLOOR * m.target_sd + 1e-8
     centre = m.target_mean - m.slope * m.base_mean
     alive = m.target_sd > 1e-6
+    if not alive.any():
+        raise InputError(f"no latent differs between the {m.examples} examples, so that nothing can be ranked")
     order = np.argsort(-np.where(alive, m.target_sd / scale, -1.0), kind="stable")
     latents = np.sort(order[: min(CANDIDATES, int(alive.sum()))])
     gram = np.zeros((len(latents), len(latents)))

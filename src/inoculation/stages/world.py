@@ -87,7 +87,7 @@ def bring_persona_vectors(params: Params) -> None:
     from inoculation.persona_vectors import bring, table
 
     named = {name: (files.folder, files.evaluation) for name, files in params.negative_traits.items()}
-    print(table(bring(params.persona_vectors.source, named, Path("data/persona_vectors"))))
+    print(table(bring(params.persona_vectors.source, named, Path("data/persona_vectors"), params.evaluate.questions)))
 
 
 def profile(params: Params, name: str) -> None:
