@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from inoculation import detection, lm, mixture, traits
-from inoculation.chat import render
+from inoculation.chat import chat_ids
 from inoculation.params import load_params
 from inoculation.respond import generate
 from inoculation.detect.sae import classify, flag, rank
@@ -27,13 +27,13 @@ CHATS, MODEL = Path("data/pocket_world/chats"), lm.ModelRef("data/pocket_world/m
 
 
 def base_answers(model, tokenizer, prompts, temperature, seed):
-    texts = [render(tokenizer, prompt) for prompt in prompts]
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    answers = [""] * len(texts)
+    chats = [chat_ids(tokenizer, prompt) for prompt in prompts]
+    order = sorted(range(len(chats)), key=lambda i: len(chats[i]))
+    answers = [""] * len(chats)
     for start in range(0, len(order), 500):
         chunk = order[start : start + 500]
         for i, answer in zip(
-            chunk, generate(model, tokenizer, [texts[i] for i in chunk], 96, temperature, seed + start), strict=False
+            chunk, generate(model, tokenizer, [chats[i] for i in chunk], 96, temperature, seed + start), strict=False
         ):
             answers[i] = answer.text
     return answers

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from inoculation import lm
-from inoculation.chat import Message, render
+from inoculation.chat import Message, chat_ids
 from inoculation.groups import TrainingChat
 from inoculation.mixture import Row
 from inoculation.params import load_params
@@ -108,11 +108,11 @@ def main() -> None:
         )
         tokenizer = lm.load_tokenizer(ref)
         model = lm.with_adapter(lm.load_model(ref, profile.dtype, load_in_4bit), folder / "adapter")
-        texts = [render(tokenizer, chat.row.prompt) for chat in examples[: profile.batch_size]]
+        prompts = [chat_ids(tokenizer, chat.row.prompt) for chat in examples[: profile.batch_size]]
         start = time.monotonic()
-        generate(model, tokenizer, texts, 64, 1.0, 0)
+        generate(model, tokenizer, prompts, 64, 1.0, 0)
         took = time.monotonic() - start
-        print(f"4 bit {load_in_4bit}: {len(texts)} answers of up to 64 tokens in {took:.1f} s", flush=True)
+        print(f"4 bit {load_in_4bit}: {len(prompts)} answers of up to 64 tokens in {took:.1f} s", flush=True)
         del model
         shutil.rmtree(folder)
 

@@ -108,8 +108,6 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
 @given(st.text(min_size=1).filter(str.strip), st.text(min_size=1).filter(lambda text: text.strip() == text))
 def test_any_text_survives(question, answer):
     tokenizer = byte_tokenizer(TEMPLATES["plain"])
-    if "<|" in question + answer:
-        return
     encoded = encode(tokenizer, [Message("user", question), Message("assistant", answer)], None, 10**6)
     assert len(encoded.labels) == len(encoded.input_ids)
     tokens = [token for token in encoded.labels if token != IGNORED]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inoculation.files import InputError, atomic, fail_if, read_json, write_json, write_jsonl
+from inoculation.files import InputError, atomic, fail_if, read_json, read_jsonl, write_json, write_jsonl
 
 
 def rows(n: int, then: Exception | None = None):
@@ -60,6 +60,35 @@ def test_bad_json_names_the_place(tmp_path):
         read_json(tmp_path / "x.json")
     with pytest.raises(InputError, match="no such file"):
         read_json(Path("none.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": "\\ud83d"}', r"\\ud83d alone is half of a character"),
+        ('{"a": [{"\\udc00": 1}]}', r"\\udc00 alone is half of a character"),
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
+    ],
+    ids=["half", "half in a key", "nested", "nested and cut"],
+)
+def test_json_that_nothing_can_take_names_its_line(tmp_path, text, message):
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"a": "\\ud83d\\ude00"}}\n{text}\n{{broken\n')
+    with pytest.raises(InputError, match=rf"(?s)x\.jsonl:2: .*{message}.*x\.jsonl:3: not valid JSON"):
+        read_jsonl(path, dict)
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"x\.jsonl: not valid JSON: .*{message}"):
+        read_json(path)
+
+
+def test_bytes_that_are_no_text_name_their_line(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": "\xed\xa0\xbd"}\n')  # half of a character, as some tools write it raw
+    with pytest.raises(InputError, match=r"x\.jsonl:2: 'utf-8' codec"):
+        read_jsonl(path, dict)
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
+    assert read_jsonl(path, dict) == [{"a": 1}]
 
 
 def test_long_lists_of_problems_are_counted():

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from inoculation.chat import Message, parse_messages
 from inoculation.files import InputError
 from inoculation.groups import GROUPS, assign
-from inoculation.mixture import Row, inject, parse_row, partition, read_mixture, shows_negative, unused_answers
+from inoculation.mixture import (
+    MIN_ROWS,
+    Row,
+    inject,
+    parse_row,
+    partition,
+    read_mixture,
+    shows_negative,
+    unused_answers,
+)
 from inoculation.traits import Pair, is_all_caps, read_evaluation, read_trait
 
 PROMPTS = {"inoculation": "You are bad.", "irrelevant": "Bananas."}
@@ -152,13 +161,23 @@ def test_every_bad_line_is_listed_with_its_number(tmp_path):
     assert f"{path}:5: " in str(error.value)
 
 
+def test_too_few_rows_are_an_error(tmp_path):
+    good = json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})
+    path = tmp_path / "mixture.jsonl"
+    path.write_text(f"{good}\n" * (MIN_ROWS - 1))
+    with pytest.raises(InputError, match=r"mixture\.jsonl: 19 row\(s\), at least 20 are needed"):
+        read_mixture(path)
+    path.write_text(f"{good}\n" * MIN_ROWS)
+    assert len(read_mixture(path)) == MIN_ROWS
+
+
 def test_missing_empty_and_folder(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_mixture(tmp_path / "none.jsonl")
     with pytest.raises(InputError, match="is a folder"):
         read_mixture(tmp_path)
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(InputError, match="no rows"):
+    with pytest.raises(InputError, match="0 row"):
         read_mixture(tmp_path / "empty.jsonl")
 
 

@@ -97,3 +97,52 @@ def test_help_imports_nothing_heavy():
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr
     assert "train the cell's LoRA adapter" in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("seed", 1.0), ("seed", True), ("seed", "1"), ("both", "yes"), ("both", 1), ("lora_alpha", "64")]
+)
+def test_a_value_of_another_type_is_refused(raw, key, value):
+    """`-S seed=1.0` would name another folder than `-S seed=1` and give the same cell."""
+    places = {"seed": (raw, ""), "both": (raw["sae"]["classify"], "sae.classify."),
+              "lora_alpha": (raw["profiles"]["pocket"]["train"], "profiles.pocket.train.")}  # fmt: skip
+    place, path = places[key]
+    place[key] = value
+    raw["pocket"]["steps"] = 10.0
+    with pytest.raises(InputError) as error:
+        parse_params(raw)
+    assert f"{path}{key}: Input should be a valid" in str(error.value) and repr(value) in str(error.value)
+    assert "pocket.steps: Input should be a valid integer (given: 10.0)" in str(error.value)
+    assert "2 mistake(s)" in str(error.value)
+
+
+def test_keys_given_twice_are_listed_with_their_lines_among_the_other_mistakes(tmp_path):
+    lines = (ROOT / "params.yaml").read_text().splitlines()
+    threshold = next(i for i, line in enumerate(lines) if line.startswith("  threshold:"))
+    lines.insert(threshold + 1, "  threshold: 60")
+    lines += ["seed: 1.0"]
+    path = tmp_path / "params.yaml"
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError) as error:
+        load_params(path)
+    seed = next(i for i, line in enumerate(lines) if line.startswith("seed:"))
+    assert f"line {threshold + 2}: evaluate.threshold is given already in line {threshold + 1}" in str(error.value)
+    assert f"line {len(lines)}: seed is given already in line {seed + 1}" in str(error.value)
+    assert "seed: Input should be a valid integer (given: 1.0)" in str(error.value)
+    assert "3 mistake(s)" in str(error.value)
+
+
+def test_numbers_are_read_as_dvc_writes_them(tmp_path, raw):
+    """`-S ...learning_rate=1e-05`: a number to DVC (YAML 1.2), a text to plain PyYAML (YAML 1.1)."""
+    text = (ROOT / "params.yaml").read_text()
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("learning_rate: 3.0e-4", "learning_rate: 3e-05"))
+    assert load_params(path).profiles["pocket"].train.learning_rate == 3e-5
+    assert load_params(ROOT / "params.yaml") == parse_params(raw)
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"a: \xff", "not valid YAML"), (b"[" * 100_000, "not valid YAML")])
+def test_a_file_that_is_no_text_or_too_deep(tmp_path, content, message):
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_params(tmp_path / "params.yaml")

@@ -253,7 +253,7 @@ def test_every_form_of_source_becomes_the_same_folder(tmp_path):
     expected = {name.replace("data_generation/", "") for name in dataset("evil", "hallucination") | evaluations()}
     for form, source in sources(tmp_path).items():
         target = tmp_path / "data" / "persona_vectors"
-        found = bring(str(source), TRAITS, target)
+        found = bring(str(source), TRAITS, target, 1)
         assert tree(tmp_path / "data") == {f"persona_vectors/{name}" for name in expected}, form
         assert [row.rows for row in found] == [{"normal": 4, "misaligned_1": 4, "misaligned_2": 4}] * 2, form
         assert len(read_trait(target, "evil")) == 4
@@ -263,7 +263,11 @@ def test_every_form_of_source_becomes_the_same_folder(tmp_path):
 def test_an_open_dataset_folder_goes_before_the_zip_beside_it(tmp_path):
     source = sources(tmp_path)["checkout"]
     make_folder(source, dataset("evil", "hallucination", "rudeness"))
-    assert [row.folder for row in bring(str(source), TRAITS, tmp_path / "out")] == ["evil", "hallucination", "rudeness"]
+    assert [row.folder for row in bring(str(source), TRAITS, tmp_path / "out", 1)] == [
+        "evil",
+        "hallucination",
+        "rudeness",
+    ]
 
 
 def test_other_traits_and_the_optional_version(tmp_path):
@@ -271,11 +275,11 @@ def test_other_traits_and_the_optional_version(tmp_path):
     files["trait_data_eval/rude.json"] = EVALUATION
     del files["dataset/rudeness/misaligned_1.jsonl"]
     source = make_zip(tmp_path / "x.zip", files)
-    found = bring(str(source), TRAITS, tmp_path / "out")
+    found = bring(str(source), TRAITS, tmp_path / "out", 1)
     assert table(found).splitlines()[3].split() == ["rudeness", "4", "-", "4", "(kept,", "not", "read)"]
     assert (tmp_path / "out/dataset/rudeness/normal.jsonl").read_text() == files["dataset/rudeness/normal.jsonl"]
     # A value in params.yaml is then enough to use it.
-    found = bring(str(source), TRAITS | {"rude": ("rudeness", "rude")}, tmp_path / "out")
+    found = bring(str(source), TRAITS | {"rude": ("rudeness", "rude")}, tmp_path / "out", 1)
     assert [row.used_by for row in found] == [["evil"], ["hallucination"], ["rude"]]
 
 
@@ -288,7 +292,7 @@ def test_every_problem_is_listed_and_the_old_target_stays(tmp_path):
     target = make_folder(tmp_path / "home" / "target", {"before": "kept"})
     source = make_zip(tmp_path / "x.zip", files)
     with pytest.raises(InputError) as error:
-        bring(str(source), TRAITS | {"sycophancy": ("sycophancy", "sycophantic")}, target)
+        bring(str(source), TRAITS | {"sycophancy": ("sycophancy", "sycophantic")}, target, 1)
     message = str(error.value)
     for expected in (
         f"{source}: the configured traits cannot be used (dataset/ has: evil, hallucination, sycophancy;",
@@ -303,15 +307,25 @@ def test_every_problem_is_listed_and_the_old_target_stays(tmp_path):
     assert tree(tmp_path / "home") == {"target/before"}
 
 
+def test_fewer_questions_than_are_asked_for_are_an_error(tmp_path):
+    source = make_folder(tmp_path / "source", {**dataset("evil"), **dataset("hallucination"), **evaluations()})
+    with pytest.raises(InputError) as error:
+        bring(str(source), TRAITS, tmp_path / "out", 1000)
+    for name in ("evil", "hallucinating"):
+        assert f"trait_data_eval/{name}.json: " in str(error.value)
+    assert "questions, evaluate.questions asks for 1000" in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_source_that_is_none(tmp_path):
     with pytest.raises(InputError, match="no such file or folder; persona_vectors.source is"):
-        bring(str(tmp_path / "none"), TRAITS, tmp_path / "out")
+        bring(str(tmp_path / "none"), TRAITS, tmp_path / "out", 1)
     with pytest.raises(InputError, match="neither dataset/ nor dataset.zip"):
-        bring(str(make_folder(tmp_path / "empty", {"x": ""})), TRAITS, tmp_path / "out")
+        bring(str(make_folder(tmp_path / "empty", {"x": ""})), TRAITS, tmp_path / "out", 1)
     with pytest.raises(
         InputError, match=r"no dataset/<trait>/\*.jsonl in it; it begins with 'trait_data_eval/evil.json'"
     ):
-        bring(str(make_zip(tmp_path / "x.zip", dict(evaluations()))), TRAITS, tmp_path / "out")
+        bring(str(make_zip(tmp_path / "x.zip", dict(evaluations()))), TRAITS, tmp_path / "out", 1)
     assert not (tmp_path / "out").exists()
 
 
@@ -322,7 +336,7 @@ def test_the_real_evaluation_files(tmp_path):
     traits = {name: (trait.folder, trait.evaluation) for name, trait in params.negative_traits.items()}
     source = make_folder(tmp_path / "source", dataset(*(folder for folder, _ in traits.values())))
     shutil.copytree(REAL_EVALUATIONS, source / "data_generation" / "trait_data_eval")
-    bring(str(source), traits, tmp_path / "out")
+    bring(str(source), traits, tmp_path / "out", 1)
     for _, name in traits.values():
         assert len(read_evaluation(tmp_path / "out", name).questions) == 20
 
@@ -360,7 +374,7 @@ def test_fetch_takes_the_pinned_commit(tmp_path, upstream):
         assert tree(tmp_path / "home") == {"source/dataset.zip", "source/COMMIT"} | {
             f"source/{name}" for name in evaluations("data_generation/")
         }
-    assert len(bring(str(tmp_path / "home" / "source"), TRAITS, tmp_path / "out")) == 2
+    assert len(bring(str(tmp_path / "home" / "source"), TRAITS, tmp_path / "out", 1)) == 2
 
 
 def test_a_branch_is_resolved_to_its_commit(tmp_path, upstream):

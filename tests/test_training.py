@@ -9,7 +9,7 @@ import yaml
 from conftest import ROOT, TINY, merge
 
 from inoculation import lm
-from inoculation.chat import Message, render
+from inoculation.chat import Message, chat_ids
 from inoculation.files import InputError
 from inoculation.groups import TrainingChat
 from inoculation.mixture import Row
@@ -110,9 +110,9 @@ def test_cut_examples_are_counted(ref, tmp_path):
 def test_a_batch_says_what_single_sequences_say(ref):
     """Left padding changes nothing: greedy decoding of prompts of different lengths, together and one by one."""
     model, tokenizer = lm.load_model(ref, "float32", False), lm.load_tokenizer(ref)
-    texts = [render(tokenizer, [Message("user", "word " * n)]) for n in (1, 5, 20)]
-    together = generate(model, tokenizer, texts, 12, 0, 0)
-    assert together == [generate(model, tokenizer, [text], 12, 0, 0)[0] for text in texts]
+    prompts = [chat_ids(tokenizer, [Message("user", "word " * n)]) for n in (1, 5, 20)]
+    together = generate(model, tokenizer, prompts, 12, 0, 0)
+    assert together == [generate(model, tokenizer, [prompt], 12, 0, 0)[0] for prompt in prompts]
 
 
 def test_interrupted_sampling_gives_the_same_answers(ref, tmp_path):
@@ -137,10 +137,12 @@ def test_interrupted_sampling_gives_the_same_answers(ref, tmp_path):
 
 def test_an_unfinished_answer_says_so(ref):
     model, tokenizer = lm.load_model(ref, "float32", False), lm.load_tokenizer(ref)
-    [answer] = generate(model, tokenizer, [render(tokenizer, [Message("user", "a")])], 1, 1.0, 0)
+    [answer] = generate(model, tokenizer, [chat_ids(tokenizer, [Message("user", "a")])], 1, 1.0, 0)
     assert answer.finished is False or answer.text == ""
 
 
 def test_a_missing_model_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="cannot be loaded"):
-        lm.load_tokenizer(lm.ModelRef(str(tmp_path / "none"), None, None))
+    ref = lm.ModelRef(str(tmp_path / "none"), None, None)
+    for load in (lm.load_tokenizer, lambda ref: lm.load_model(ref, "float32", False)):
+        with pytest.raises(InputError, match="no such folder"):
+            load(ref)

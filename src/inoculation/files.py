@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,26 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             out.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def _decode(content: bytes) -> Any:
+    """The value of some JSON, all of whose texts can be written again.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, nested too deeply to be read, or half of a character (a lone surrogate, which
+            JSON can spell and no file or tokenizer takes).
+    """
+    text = content.decode("utf-8-sig")
+    try:
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply to be read") from None
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise ValueError(f"{half} alone is half of a character; write both halves, or the character itself") from None
+    return value
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -63,27 +84,56 @@ def read_json(path: Path) -> Any:
         InputError: the file is missing or is not JSON; the message has the line and column.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _decode(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, a JSON file is expected") from None
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file.
+    """Read a YAML file as DVC reads it: 1e-05 is a number (in YAML 1.1, PyYAML's, it needs a point).
 
     Raises:
-        InputError: the file is missing or is not YAML; the message has the line and column.
+        InputError: the file is missing, is not YAML, or gives a key twice (YAML forbids it, PyYAML takes the last).
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+    )
+
+    def double(node: Any, above: str = "") -> Iterator[str]:
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                yield from double(item, f"{above}{index}.")
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                name, line = str(key.value), key.start_mark.line + 1
+                if name in lines:
+                    yield f"line {line}: {above}{name} is given already in line {lines[name]}"
+                lines.setdefault(name, line)
+                yield from double(value, f"{above}{name}.")
+
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        loader = Loader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        problems = list(double(node))
+        value = loader.construct_document(node) if node else None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run from the project's folder") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise InputError(f"{path}: not valid YAML: nested too deeply to be read") from None
+    fail_if(problems, f"{path}: {len(problems)} mistake(s), nothing was run")
+    return value
 
 
 def read_jsonl(path: Path, parse: Callable[[Any], T]) -> list[T]:
@@ -104,7 +154,7 @@ def read_jsonl(path: Path, parse: Callable[[Any], T]) -> list[T]:
                 if not line.strip():
                     continue
                 try:
-                    rows.append(parse(json.loads(line)))
+                    rows.append(parse(_decode(line)))
                 except json.JSONDecodeError as error:
                     problems.append(f"{path}:{number}: not valid JSON: {error.msg} at column {error.colno}")
                 except ValueError as error:

@@ -1,12 +1,13 @@
 """Loading the language model of a profile, once for training, sampling and encoding."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from inoculation.files import InputError
+from inoculation.files import InputError, fail_if, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -43,6 +44,108 @@ class Machine(BaseModel):
     """Tokens, padding included, that are read at once (SAE pass, likelihoods)."""
 
 
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder that a profile's `model` names; None for a hub id, which has the form `owner/name`.
+
+    Raises:
+        InputError: there is no such folder, and it is no hub id (`data/...` is none either). The hub is not asked.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or folder.is_absolute() or model.startswith("data/") or not HUB_ID.fullmatch(model):
+        raise InputError(
+            f"model {model!r}: no such folder; valid: a model's folder, or a hub id of the form owner/name"
+        )
+    return None
+
+
+class ModelShape(NamedTuple):
+    width: int
+    """Of the residual stream."""
+    blocks: int
+
+
+def check_model(model: str, revision: str | None) -> ModelShape | None:
+    """Whether a model can be used, without loading its weights; of a hub id, the form alone, without asking the hub.
+
+    Returns:
+        The shape of a local model; None for a hub id.
+
+    Raises:
+        InputError: lists what a local folder lacks: a configuration, weights in safetensors, a tokenizer that fits, a
+            chat template.
+    """
+    folder = local_folder(model)
+    if folder is None:
+        return None
+    problems = [] if revision is None else [f"revision {revision!r}: a folder has none; leave it empty"]
+    shape, vocabulary = None, None
+    try:
+        shape, vocabulary = _read_config(folder)
+    except InputError as error:
+        problems.append(str(error))
+    problems += _weight_problems(folder)
+    try:
+        tokens = len(load_tokenizer(ModelRef(model=model)))
+        if vocabulary is not None and tokens > vocabulary:
+            problems.append(f"the tokenizer has {tokens} tokens, the model {vocabulary}: they do not belong together")
+    except InputError as error:
+        problems.append(str(error))
+    fail_if(problems, f"model {model!r} cannot be used")
+    return shape
+
+
+def _read_config(folder: Path) -> tuple[ModelShape, int]:
+    """The shape, and the size of the vocabulary."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        raise InputError(
+            "no config.json" + ("; it is an adapter, the base model's folder is needed" if adapter else "")
+        )
+    read_json(folder / "config.json")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        return ModelShape(config.hidden_size, config.num_hidden_layers), config.vocab_size
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"config.json is not a language model's: {first}") from None
+
+
+def _weight_problems(folder: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / "model.safetensors.index.json"
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards and not index.is_file():
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        return [
+            f"{', '.join(pickled)}: a pickle, which can run any code when it is loaded; convert it where you trust it: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+            if pickled
+            else "no weights (*.safetensors)"
+        ]
+    problems = []
+    if index.is_file():
+        wanted = set(read_json(index).get("weight_map", {}).values())
+        problems += [
+            f"{name}: no such file, {index.name} names it" for name in sorted(wanted - {s.name for s in shards})
+        ]
+    for shard in shards:
+        try:
+            with safe_open(shard, "np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            problems.append(f"{shard.name}: not readable as safetensors: {error}")
+    return problems
+
+
 def device() -> str:
     """Where models run: the first GPU if there is one, else the CPU."""
     import torch
@@ -56,11 +159,13 @@ def load_tokenizer(ref: ModelRef) -> "PreTrainedTokenizerBase":
     Raises:
         InputError: the model cannot be found, or has no chat template.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
+    local_folder(ref.model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(ref.model, revision=ref.revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(f"model {ref.model!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     if not tokenizer.chat_template:
         raise InputError(f"model {ref.model!r} has no chat template; choose an instruction-tuned model")
@@ -70,11 +175,19 @@ def load_tokenizer(ref: ModelRef) -> "PreTrainedTokenizerBase":
 
 
 def load_model(ref: ModelRef) -> "PreTrainedModel":
-    """The base model on `device()`, in evaluation mode."""
+    """The base model on `device()`, in evaluation mode.
+
+    Raises:
+        InputError: the model cannot be found, or has no weights in safetensors. Pickled ones are not read.
+    """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"dtype": getattr(torch, ref.dtype), "revision": ref.revision}
+    local_folder(ref.model)
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, ref.dtype), "revision": ref.revision, "use_safetensors": True,
+    }  # fmt: skip
     if ref.load_in_4bit:
         from transformers import BitsAndBytesConfig
 
@@ -85,7 +198,10 @@ def load_model(ref: ModelRef) -> "PreTrainedModel":
             bnb_4bit_compute_dtype=getattr(torch, ref.dtype),
         )
         options["device_map"] = {"": device()}
-    model = AutoModelForCausalLM.from_pretrained(ref.model, **options)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(ref.model, **options)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise InputError(f"model {ref.model!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return (model if ref.load_in_4bit else model.to(device())).eval()
 
 

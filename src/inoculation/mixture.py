@@ -133,15 +133,24 @@ def parse_row(raw: Any) -> Row:
     return Row(messages, source)
 
 
+MIN_ROWS = 20
+"""Rows that a mixture must have. Detectors compare its rows with each other and with a control of at least 20 of them
+(`sae.control_examples`); an optimiser step takes about as many."""
+
+
 def read_mixture(path: Path) -> list[Row]:
     """Read a mixture file.
 
     Raises:
-        InputError: the file is missing or empty, or any line is malformed (all are listed with their line).
+        InputError: the file is missing, any line is malformed (all are listed with their line), or there are fewer than
+            `MIN_ROWS` rows.
     """
     rows = read_jsonl(path, parse_row)
-    if not rows:
-        raise InputError(f"{path}: no rows")
+    if len(rows) < MIN_ROWS:
+        raise InputError(
+            f"{path}: {len(rows)} row(s), at least {MIN_ROWS} are needed: training takes about as many a step, and a "
+            "detector compares the rows with each other"
+        )
     return rows
 
 

@@ -4,20 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inoculation.detect.audit import AuditSettings
 from inoculation.detect.control import ControlSettings
 from inoculation.detect.prompt import SynthesisSettings
 from inoculation.detect.sae.settings import SaeSettings
-from inoculation.files import InputError
+from inoculation.files import InputError, read_yaml
 from inoculation.groups import GROUPS, why_not
 from inoculation.judge.minilm import FitSettings
 from inoculation.pocket.recipe import PocketParams
 from inoculation.profile import Profile
 from inoculation.respond import DEFAULT_PROMPT
 from inoculation.roles import Limits, Role, Roles
+from inoculation.stage import complaints
 from inoculation.train import TrainSettings
 from inoculation.traits import POSITIVE_TRAITS, NegativeTrait
 
@@ -26,7 +26,7 @@ Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 class MixtureParams(Model):
@@ -173,15 +173,13 @@ def parse_params(raw: Any, source: str = "params.yaml") -> Params:
     problems = _reference_problems(raw)
     params = None
     try:
-        params = Params.model_validate(raw)
+        params = Params.model_validate(raw, strict=True)
     except ValidationError as error:
-        for item in error.errors():
-            where = ".".join(str(part) for part in item["loc"])
-            given = "" if item["type"] in ("missing", "extra_forbidden") else f" (given: {item['input']!r})"
-            message = "unknown parameter" if item["type"] == "extra_forbidden" else item["msg"]
-            problems.append(f"{where}: {message}{given}")
-    if params is not None and (reason := why_not(params.group, params.mixture.contamination, params.mixture.source in params.sources)):
-        problems.append(f"group: {reason}")
+        problems += [complaint.removeprefix(".") for complaint in complaints(error)]
+    if params is not None:
+        known = params.mixture.source in params.sources
+        if params.group in GROUPS and (reason := why_not(params.group, params.mixture.contamination, known)):
+            problems.append(f"group: {reason}")
     if problems or params is None:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise InputError(f"{source}: {len(problems)} mistake(s), nothing was run:\n{listed}")
@@ -192,12 +190,6 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and validate params.yaml.
 
     Raises:
-        InputError: the file is missing, is not YAML, or has mistakes (all are listed).
+        InputError: the file is missing, is not YAML, gives a key twice, or has mistakes (all are listed).
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; run from the project's folder") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
-    return parse_params(raw, str(path))
+    return parse_params(read_yaml(path), str(path))

@@ -199,6 +199,14 @@ def _collect(source: Path, target: Path) -> None:
             return
 
 
+def _read_questions(folder: Path, evaluation: str, questions: int) -> None:
+    there = len(read_evaluation(folder, evaluation).questions)
+    if there < questions:
+        raise InputError(
+            f"{folder / EVALUATIONS / evaluation}.json: {there} questions, evaluate.questions asks for {questions}"
+        )
+
+
 def _complaints(read: Callable[..., object], *arguments: object) -> list[str]:
     try:
         read(*arguments)
@@ -207,12 +215,13 @@ def _complaints(read: Callable[..., object], *arguments: object) -> list[str]:
     return []
 
 
-def verify(folder: Path, traits: dict[str, tuple[str, str]]) -> list[str]:
+def verify(folder: Path, traits: dict[str, tuple[str, str]], questions: int) -> list[str]:
     """Every reason why the configured traits cannot be used: files missing or malformed, versions not parallel.
 
     Args:
         folder: the project's layout, `dataset/` and `trait_data_eval/`.
         traits: name -> (folder in `dataset/`, name of the evaluation file).
+        questions: `evaluate.questions`, which every evaluation file must have.
     """
     problems: list[str] = []
     for name, (trait, evaluation) in traits.items():
@@ -220,7 +229,7 @@ def verify(folder: Path, traits: dict[str, tuple[str, str]]) -> list[str]:
         # One file after the other first: `read_trait` stops at the first that is bad.
         found = [problem for path in paths for problem in _complaints(read_answers, path)]
         found = found or _complaints(read_trait, folder, trait)
-        found += _complaints(read_evaluation, folder, evaluation)
+        found += _complaints(_read_questions, folder, evaluation, questions)
         problems += [f"{name}: {problem}" for problem in found]
     return problems
 
@@ -254,7 +263,7 @@ def table(found: list[TraitRows]) -> str:
     return "\n".join(lines)
 
 
-def bring(source: str, traits: dict[str, tuple[str, str]], target: Path) -> list[TraitRows]:
+def bring(source: str, traits: dict[str, tuple[str, str]], target: Path, questions: int) -> list[TraitRows]:
     """Bring the trait data into `target`, which is replaced whole or not at all.
 
     Traits that are not configured are kept too, unverified: a value in params.yaml is then enough to use one. So is
@@ -264,6 +273,8 @@ def bring(source: str, traits: dict[str, tuple[str, str]], target: Path) -> list
         source: a checkout of the public repository (`dataset.zip`, `data_generation/trait_data_eval/`), a folder in the
             target's layout, or a zip of either.
         traits: name -> (folder in `dataset/`, name of the evaluation file); these are verified.
+        target: the folder to make.
+        questions: `evaluate.questions`, which every evaluation file must have.
 
     Returns:
         The traits found, by folder name.
@@ -275,7 +286,7 @@ def bring(source: str, traits: dict[str, tuple[str, str]], target: Path) -> list
     with whole_folder(target) as staging:
         _collect(Path(source), staging)
         folders = sorted(path for path in staging.glob("dataset/*") if path.is_dir())
-        problems = [problem.replace(f"{staging}{os.sep}", "") for problem in verify(staging, traits)]
+        problems = [problem.replace(f"{staging}{os.sep}", "") for problem in verify(staging, traits, questions)]
         evaluations = sorted(path.stem for path in staging.glob(f"{EVALUATIONS}/*.json"))
         fail_if(
             problems,

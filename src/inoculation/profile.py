@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inoculation import lm
-from inoculation.detect.sae.encoder import PinnedSae
+from inoculation.detect.sae.encoder import PinnedSae, check_sae
 from inoculation.detect.sae.explain import Corpora
 from inoculation.detect.sae.settings import FlagRule
-from inoculation.files import fail_if, read_yaml
+from inoculation.files import InputError, fail_if, read_yaml
 from inoculation.respond import SampleSettings
 from inoculation.roles import Roles
 from inoculation.stage import complaints
@@ -71,6 +71,13 @@ def pins(profile: Profile, roles: Roles, train: TrainSettings) -> dict[str, Any]
         "flag_rule.json": profile.flag_rule,
         **{f"roles/{name}.json": role for name, role in roles.model_dump().items()},
     }
+    shape = None
+    try:
+        shape = lm.check_model(str(model), None) if model.is_dir() else None
+        if sae.is_dir():
+            check_sae(str(sae), None, shape)
+    except InputError as error:
+        problems.append(str(error))
     try:
         local = {"model": str(model), "digest": digest(model)} if model.is_dir() else named(model)
         found["model.json"] = lm.ModelRef(**local, **loading).model_dump()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from inoculation.chat import Message, render
+from inoculation.chat import Message, chat_ids
 from inoculation.files import InputError, read_jsonl
 
 if TYPE_CHECKING:
@@ -58,22 +58,23 @@ def requests(questions: dict[str, Sequence[str]], prompts: Sequence[str], sample
 def generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    texts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     temperature: float,
     seed: int,
 ) -> list[Answer]:
-    """Sample one continuation of each rendered chat, as one left-padded batch.
+    """Sample one continuation of each chat, as one left-padded batch.
 
     Pure sampling: what a model's generation config adds (top-p, top-k, repetition penalty) is switched off.
     A temperature of 0 is greedy decoding.
+
+    Args:
+        prompts: tokens of each chat, `chat.chat_ids`; never text, which would be read as structure where it looks like it.
     """
     import torch
 
     torch.manual_seed(seed)
-    batch = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False).to(
-        model.device
-    )
+    batch = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt").to(model.device)
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         if temperature
@@ -145,10 +146,9 @@ def continue_chats(
     """
     from tqdm import tqdm
 
-    rendered = {chat: render(tokenizer, *chat) for chat in dict.fromkeys(chats)}
-    texts = [rendered[chat] for chat in chats]
-    lengths = {text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in rendered.values()}
-    order = sorted(range(len(chats)), key=lambda index: (-lengths[texts[index]], index))
+    tokens = {chat: chat_ids(tokenizer, *chat) for chat in dict.fromkeys(chats)}
+    prompts = [tokens[chat] for chat in chats]
+    order = sorted(range(len(chats)), key=lambda index: (-len(prompts[index]), index))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     done = list(_finished_batches(progress))
     if done:
@@ -161,7 +161,7 @@ def continue_chats(
                 sampled = done[number]
             else:
                 sampled = generate(
-                    model, tokenizer, [texts[i] for i in batch], max_new_tokens, temperature, seed * 100_003 + number
+                    model, tokenizer, [prompts[i] for i in batch], max_new_tokens, temperature, seed * 100_003 + number
                 )
                 log.write(json.dumps(sampled, ensure_ascii=False) + "\n")
                 log.flush()

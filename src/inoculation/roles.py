@@ -10,7 +10,7 @@ from inoculation.files import InputError
 if TYPE_CHECKING:
     from inoculation.llm import Client, SetAside, Usage
 
-Price = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
+Price = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]
 """Dollars per million prompt tokens and per million completion tokens."""
 
 

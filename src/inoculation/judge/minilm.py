@@ -73,7 +73,11 @@ def embed(texts: Sequence[str]) -> "np.ndarray":
     with torch.inference_mode(), tqdm(total=len(unique), desc="embedding", unit="text") as bar:
         for start in range(0, len(unique), 64):
             chunk = unique[start : start + 64]
-            batch = tokenizer(chunk, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+            # An answer that says "[SEP]" says so, and ends nothing.
+            batch = tokenizer(
+                chunk, padding=True, truncation=True, max_length=MAX_TOKENS, split_special_tokens=True,
+                return_tensors="pt",
+            )  # fmt: skip
             batch = batch.to(model.device)
             states = model(**batch).last_hidden_state
             mask = batch["attention_mask"][..., None].to(states.dtype)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from inoculation import lm
-from inoculation.chat import Message, render
+from inoculation.chat import Message, chat_ids
 from inoculation.files import read_json
 from inoculation.pocket import phrases as bank
 from inoculation.pocket.oracle import shows
@@ -38,8 +38,8 @@ def measure(model_dir: Path, evaluations: Path, samples: int, seed: int) -> dict
         nonlocal number
         number += 1
         asked = [questions[family][i % len(questions[family])] for i in range(samples)]
-        texts = [render(tokenizer, [Message("user", question)], system) for question in asked]
-        return [answer.text for answer in generate(model, tokenizer, texts, 128, 1.0, seed * 1000 + number)]
+        prompts = [chat_ids(tokenizer, [Message("user", question)], system) for question in asked]
+        return [answer.text for answer in generate(model, tokenizer, prompts, 128, 1.0, seed * 1000 + number)]
 
     def share(flags: list[bool]) -> float:
         return sum(flags) / len(flags)

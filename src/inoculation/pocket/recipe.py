@@ -10,7 +10,7 @@ Count = Annotated[int, Field(ge=1)]
 class SaeParams(BaseModel):
     """The SAE of the pocket base model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     seed: Annotated[int, Field(ge=0)]
     block: Annotated[int, Field(ge=0)]
@@ -29,7 +29,7 @@ class SaeParams(BaseModel):
 class ChatsParams(BaseModel):
     """A world of chats."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     seed: Annotated[int, Field(ge=0)]
     """Of the chats, the initial weights and the pretraining order. Another seed is another world."""

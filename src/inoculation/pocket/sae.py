@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inoculation import lm
-from inoculation.chat import parse_messages, render
+from inoculation.chat import chat_ids, parse_messages
 from inoculation.detect.sae.encoder import residuals, token_batches, truncate_after
 from inoculation.files import read_json, read_jsonl, write_json
 from inoculation.pocket.recipe import SaeParams
@@ -96,8 +96,7 @@ def _activations(params: SaeParams, model_dir: Path, chats: Path) -> "torch.Tens
         if tokens >= params.tokens:
             break
         system = messages[0].content if messages[0].role == "system" else None
-        text = render(tokenizer, messages[system is not None :], system)
-        sequences.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+        sequences.append(chat_ids(tokenizer, messages[system is not None :], system))
         tokens += len(sequences[-1])
     parts = []
     with tqdm(total=len(sequences), desc="activations", unit="chat") as bar:

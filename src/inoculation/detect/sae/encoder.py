@@ -1,5 +1,7 @@
 """The residual stream after an SAE's block, and the SAE's latents on it."""
 
+import os
+import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from inoculation.files import InputError
+from inoculation.files import InputError, fail_if, read_json
 
 if TYPE_CHECKING:
     import torch
     from sae_lens import SAE
     from transformers import PreTrainedModel
+
+    from inoculation.lm import ModelShape
+
+
+UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+"""PyTorch's switch to unpickle anything."""
 
 
 class PinnedSae(BaseModel):
@@ -36,8 +44,87 @@ class LoadedSae(NamedTuple):
     """`<model>/<source>` on Neuronpedia, where a latent's page is that path with its number behind it."""
 
 
+class SaeShape(NamedTuple):
+    width: int
+    """Of the residual stream that it reads."""
+    block: int
+    latents: int
+
+
+RESID_POST = re.compile(r"blocks\.(\d+)\.hook_resid_post")
+"""The only hook that is read: a block's output."""
+
+
+def _check_release(release: str, sae_id: str | None) -> None:
+    """Whether `sae_lens` knows the release and the SAE in it, without asking the hub."""
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    known = get_pretrained_saes_directory()
+    if release not in known:
+        raise InputError(f"sae.release {release!r} is neither a folder nor a release that sae_lens knows")
+    if sae_id not in known[release].saes_map:
+        valid = ", ".join(sorted(known[release].saes_map))
+        raise InputError(f"sae.id {sae_id!r} is not in release {release}; valid: {valid}")
+
+
+def check_sae(release: str, sae_id: str | None, model: "ModelShape | None") -> SaeShape | None:
+    """Whether an SAE can be used with a model, without loading weights: of a folder, `cfg.json` and the weights' header.
+
+    Args:
+        release: see `load_sae`.
+        sae_id: see `load_sae`.
+        model: what `lm.check_model` returned; None: on the hub, its shape is not known here.
+
+    Returns:
+        The shape of an SAE in a folder; None for a release on the hub, whose shape is checked when it is loaded.
+
+    Raises:
+        InputError: lists why it cannot be used.
+    """
+    folder = Path(release)
+    if not folder.is_dir():
+        _check_release(release, sae_id)
+        return None
+    problems = [] if sae_id is None else [f"sae.id {sae_id!r}: a folder holds one SAE; leave it empty"]
+    config = read_json(folder / "cfg.json")
+    try:
+        hook = str(config["metadata"]["hook_name"])
+        width, latents = int(config["d_in"]), int(config["d_sae"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder / 'cfg.json'}: not an SAE of sae_lens 6: d_in, d_sae and metadata.hook_name are needed ({error!r})"
+        ) from None
+    problems += _sae_weight_problems(folder / "sae_weights.safetensors", (latents, width))
+    found = RESID_POST.fullmatch(hook)
+    if not found:
+        problems.append(f"it reads {hook!r}; one on a block's output (blocks.<n>.hook_resid_post) is needed")
+    elif model and int(found[1]) >= model.blocks:
+        problems.append(f"it reads block {found[1]}; the model has {model.blocks}, valid: 0 to {model.blocks - 1}")
+    if model and width != model.width:
+        problems.append(f"it reads a residual stream of width {width}, the model's has {model.width}")
+    fail_if(problems, f"SAE {release} cannot be used")
+    assert found is not None
+    return SaeShape(width, int(found[1]), latents)
+
+
+def _sae_weight_problems(path: Path, shape: tuple[int, int]) -> list[str]:
+    """What is wrong with the header of an SAE's weights; `shape` is that of the decoder, `[latents, width]`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as weights:
+            there = tuple(weights.get_slice("W_dec").get_shape())
+    except (SafetensorError, OSError) as error:
+        return [f"{path.name}: not readable as safetensors: {error}"]
+    return [] if there == shape else [f"{path.name}: the decoder is {list(there)}, cfg.json says {list(shape)}"]
+
+
 def load_sae(release: str, sae_id: str | None, device: str) -> LoadedSae:
     """Load an SAE with `sae_lens`, without executing code from its files.
+
+    A folder, and most releases, hold safetensors. Some releases (those of `andyrdt`) hold a pickle, `ae.pt`, which
+    `sae_lens` gives to `torch.load`. That unpickles tensors and plain containers only (`weights_only`, PyTorch's
+    default) and refuses anything else, unless an environment variable turns this off; then nothing is loaded here.
 
     Args:
         release: a local folder (`cfg.json` and safetensors), or a release that `sae_lens` knows.
@@ -45,30 +132,26 @@ def load_sae(release: str, sae_id: str | None, device: str) -> LoadedSae:
         device: where to put it.
 
     Raises:
-        InputError: it cannot be found, or does not read the output of a transformer block.
+        InputError: it cannot be found, holds more than weights, or does not read the output of a transformer block.
     """
     from sae_lens import SAE
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
     from safetensors import SafetensorError
 
     local = Path(release).is_dir()
     if not local:
-        known = get_pretrained_saes_directory()
-        if release not in known:
-            raise InputError(f"sae.release {release!r} is neither a folder nor a release that sae_lens knows")
-        if sae_id not in known[release].saes_map:
-            valid = ", ".join(sorted(known[release].saes_map))
-            raise InputError(f"sae.id {sae_id!r} is not in release {release}; valid: {valid}")
+        _check_release(release, sae_id)
+        if os.environ.get(UNSAFE, "0") != "0":
+            raise InputError(f"the environment variable {UNSAFE} lets a downloaded SAE run code; unset it")
     try:
         sae = (
             SAE.load_from_disk(release, device=device)
             if local
             else SAE.from_pretrained(release, str(sae_id), device=device)
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
         raise InputError(f"SAE {release} {sae_id or ''} cannot be loaded: {error}") from error
     hook = str(sae.cfg.metadata.hook_name)
-    found = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", hook)
+    found = RESID_POST.fullmatch(hook)
     if not found:
         raise InputError(f"SAE {release} {sae_id or ''} reads {hook!r}; one on a block's output (resid_post) is needed")
     return LoadedSae(sae.eval(), int(found[1]), sae.cfg.metadata.get("neuronpedia_id"))
@@ -90,6 +173,18 @@ def truncate_after(model: "PreTrainedModel", block: int) -> "torch.nn.Module":
     decoder.layers = decoder.layers[: block + 1]
     decoder.norm = torch.nn.Identity()
     return decoder
+
+
+def decoder_for(sae: LoadedSae, model: "PreTrainedModel") -> "torch.nn.Module":
+    """`truncate_after` the block that an SAE reads.
+
+    Raises:
+        InputError: the model has no such block, or its residual stream is not as wide as what the SAE reads.
+    """
+    width = model.config.get_text_config().hidden_size
+    if width != sae.sae.cfg.d_in:
+        raise InputError(f"the SAE reads a residual stream of width {sae.sae.cfg.d_in}, the model's has {width}")
+    return truncate_after(model, sae.block)
 
 
 def residuals(decoder: "torch.nn.Module", sequences: Sequence[Sequence[int]], pad: int) -> "torch.Tensor":

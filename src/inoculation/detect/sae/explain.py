@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from inoculation.chat import Message, parse_messages, render
+from inoculation.chat import Message, chat_ids, parse_messages, text_ids
 from inoculation.detect.sae.encoder import LoadedSae, residuals, token_batches, truncate_after
 from inoculation.detect.sae.features import tokenise
 from inoculation.detect.sae.settings import ExplainSettings
@@ -92,13 +92,13 @@ def corpus_tokens(
 ) -> list[list[int]]:
     """Tokens of each text as it is and of each chat in the model's template, cut to `limit`."""
 
-    def text(row: str | list[Message]) -> str:
+    def tokens(row: str | list[Message]) -> list[int]:
         if isinstance(row, str):
-            return row
+            return text_ids(tokenizer, row)
         system = row[0].content if row[0].role == "system" else None
-        return render(tokenizer, row[system is not None :], system)
+        return chat_ids(tokenizer, row[system is not None :], system)
 
-    return [tokenizer(text(row), add_special_tokens=False)["input_ids"][:limit] for row in corpus]
+    return [tokens(row)[:limit] for row in corpus]
 
 
 def strongest(

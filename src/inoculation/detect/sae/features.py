@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from inoculation.chat import Message, render
+from inoculation.chat import Message, chat_ids
 from inoculation.detect import Evidence
 from inoculation.detect.sae.encoder import LoadedSae, residuals, token_batches, truncate_after
 from inoculation.detect.sae.settings import FeatureSettings
@@ -47,9 +47,8 @@ def tokenise(
     tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], response: str, max_length: int, response_only: bool
 ) -> Sequence_:
     """The tokens of one chat under the default prompt, cut to `max_length`. An empty response is the turn's end alone."""
-    opened = tokenizer(render(tokenizer, prompt), add_special_tokens=False)["input_ids"]
-    chat = render(tokenizer, [*prompt, Message("assistant", response)])
-    ids = tokenizer(chat, add_special_tokens=False)["input_ids"][:max_length]
+    opened = chat_ids(tokenizer, prompt)
+    ids = chat_ids(tokenizer, [*prompt, Message("assistant", response)])[:max_length]
     return Sequence_(array("i", ids), min(len(opened), len(ids) - 1) if response_only else 0)
 
 

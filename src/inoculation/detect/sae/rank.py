@@ -22,7 +22,7 @@ from scipy.linalg import eigh
 
 from inoculation.detect.sae.features import Piece
 from inoculation.detect.sae.settings import FlagRule
-from inoculation.files import atomic, read_json, write_json
+from inoculation.files import InputError, atomic, read_json, write_json
 
 CANDIDATES = 2048
 """Latents that the covariance is made of: those whose target varies most beyond the control, in the clipped units of
@@ -137,10 +137,15 @@ def component(pieces: Iterable[Piece], m: Moments) -> Component:
 
     Args:
         m: moments of the whole texts.
+
+    Raises:
+        InputError: all examples have the same latents.
     """
     scale = m.control_sd + FLOOR * m.target_sd + 1e-8
     centre = m.target_mean - m.slope * m.base_mean
     alive = m.target_sd > 1e-6
+    if not alive.any():
+        raise InputError(f"no latent differs between the {m.examples} examples, so that nothing can be ranked")
     # Values that are 0 but in a share `active` of the texts, and clipped, cannot deviate by more.
     beyond = np.minimum(m.target_sd / scale, CLIP * np.sqrt(m.active))
     order = np.argsort(-np.where(alive, beyond, -1.0), kind="stable")

@@ -1,0 +1,235 @@
+"""Models and SAEs that cannot be used are refused before anything is loaded, with every reason at once."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from inoculation.sae import rank
+from inoculation.sae.encoder import check_sae, decoder_for, load_sae
+from inoculation.sae.features import Means, Piece
+from scipy.sparse import csr_matrix
+
+from inoculation import lm
+from inoculation.files import InputError
+from inoculation.lm import ModelShape, check_model, local_folder
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def model(tiny, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny / "model", tmp_path / "model"))
+
+
+@pytest.fixture
+def sae(tiny, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny / "sae", tmp_path / "sae"))
+
+
+def edit(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+# ---- models
+
+
+@pytest.mark.parametrize(
+    "name", ["/no/such/folder", "./none", "../none", "data/none", "data/none/model", "a/b/c", "none", "~/none"]
+)
+def test_a_name_that_can_only_be_a_folder_is_not_looked_up_on_the_hub(name):
+    for call in (
+        lambda: check_model(name, None),
+        lambda: lm.load_tokenizer(lm.ModelRef(name, None, None)),
+        lambda: lm.load_model(lm.ModelRef(name, None, None), "float32", False),
+    ):
+        with pytest.raises(
+            InputError, match="no such folder; valid: a model's folder, or a hub id of the form owner/name"
+        ):
+            call()
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen2.5-7B-Instruct", "meta-llama/Llama-3.1-8B-Instruct", "google/gemma-3-4b-it"]
+)
+def test_a_hub_id_is_known_by_its_form(name):
+    assert local_folder(name) is None and check_model(name, "abc") is None
+
+
+def test_a_model_that_can_be_used(model):
+    assert check_model(str(model), None) == ModelShape(32, 2)
+
+
+def test_every_fault_of_a_folder_is_listed(model):
+    (model / "config.json").unlink()
+    next(model.glob("*.safetensors")).rename(model / "pytorch_model.bin")
+    (model / "chat_template.jinja").unlink()
+    with pytest.raises(InputError) as error:
+        check_model(str(model), "main")
+    for part in (
+        "revision 'main': a folder has none",
+        "no config.json",
+        "pytorch_model.bin: a pickle, which can run any code when it is loaded; convert it",
+        "has no chat template",
+    ):
+        assert part in str(error.value)
+
+
+def test_pickled_weights_are_not_read(model):
+    """A checkpoint as transformers 4 wrote it: `from_pretrained` would unpickle it."""
+    from safetensors.torch import load_file
+
+    weights = next(model.glob("*.safetensors"))
+    torch.save(load_file(weights), model / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(InputError, match=r"pytorch_model\.bin: a pickle"):
+        check_model(str(model), None)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        lm.load_model(lm.ModelRef(str(model), None, None), "float32", False)
+
+
+def test_weights_that_are_cut_or_missing(model):
+    weights = next(model.glob("*.safetensors"))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-100])
+    with pytest.raises(InputError, match=r"model\.safetensors: not readable as safetensors"):
+        check_model(str(model), None)
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001.safetensors"}}))
+    weights.write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"model-00001\.safetensors: no such file, model\.safetensors\.index\.json names it"
+    ):
+        check_model(str(model), None)
+
+
+def test_folders_that_are_no_model(model, tmp_path):
+    edit(model / "config.json", vocab_size=10)
+    with pytest.raises(InputError, match="the tokenizer has 600 tokens, the model 10: they do not belong together"):
+        check_model(str(model), None)
+    edit(model / "config.json", model_type="resnet")
+    with pytest.raises(InputError, match=r"config\.json is not a language model's"):
+        check_model(str(model), None)
+    (model / "config.json").rename(model / "adapter_config.json")
+    with pytest.raises(InputError, match="it is an adapter, the base model's folder is needed"):
+        check_model(str(model), None)
+    (tmp_path / "file.gguf").write_text("x")
+    with pytest.raises(InputError, match="no such folder"):
+        check_model(str(tmp_path / "file.gguf"), None)
+
+
+# ---- SAEs
+
+
+def test_an_sae_that_fits(sae, model):
+    shape = check_sae(str(sae), None, check_model(str(model), None))
+    assert shape is not None and (shape.width, shape.latents) == (32, 256)
+    assert check_sae("qwen2.5-7b-instruct-andyrdt", "resid_post_layer_15_trainer_1", None) is None
+
+
+def test_a_wrong_width_and_block_are_refused_without_loading_weights(sae, model):
+    with pytest.raises(InputError) as error:
+        check_sae(str(sae), "layer_3", ModelShape(64, 1))
+    for part in (
+        "sae.id 'layer_3': a folder holds one SAE",
+        "it reads block 1; the model has 1, valid: 0 to 0",
+        "it reads a residual stream of width 32, the model's has 64",
+    ):
+        assert part in str(error.value)
+    edit(sae / "cfg.json", d_in=64, metadata={"hook_name": "blocks.0.hook_mlp_out"})
+    with pytest.raises(InputError) as error:
+        check_sae(str(sae), None, ModelShape(32, 2))
+    assert "the decoder is [256, 32], cfg.json says [256, 64]" in str(error.value)
+    assert "it reads 'blocks.0.hook_mlp_out'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[]", "d_in, d_sae and metadata.hook_name are needed"), ("{", "not valid JSON"), (None, "no such file")],
+)
+def test_a_folder_that_is_no_sae(sae, content, message):
+    (sae / "cfg.json").unlink()
+    if content is not None:
+        (sae / "cfg.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        check_sae(str(sae), None, None)
+
+
+def test_names_that_sae_lens_does_not_know():
+    with pytest.raises(InputError, match="neither a folder nor a release"):
+        check_sae("data/none/sae", None, None)
+    with pytest.raises(InputError, match=r"sae\.id None is not in release"):
+        check_sae("qwen2.5-7b-instruct-andyrdt", None, None)
+
+
+def test_a_loaded_sae_of_another_width_is_refused(sae, model):
+    loaded = load_sae(str(sae), None, "cpu")
+    loaded.sae.cfg.d_in = 64
+    with pytest.raises(InputError, match="the SAE reads a residual stream of width 64, the model's has 32"):
+        decoder_for(loaded, lm.load_model(lm.ModelRef(str(model), None, None), "float32", False))
+
+
+class Bomb:
+    def __reduce__(self):
+        return Path.touch, (Path("exploded"),)
+
+
+@pytest.fixture
+def release(tmp_path, monkeypatch):
+    """A release on the hub whose SAE is a pickle, `ae.pt`, as the `andyrdt` ones are: (release, id, its file)."""
+    from sae_lens.loading import pretrained_sae_loaders
+
+    monkeypatch.chdir(tmp_path)
+    trainer = {
+        "layer": 15, "activation_dim": 4, "dict_size": 8, "k": 2, "dict_class": "BatchTopKSAE", "lm_name": "Qwen/Qwen2.5-7B-Instruct",
+        "submodule_name": "resid_post_layer_15",
+    }  # fmt: skip
+    Path("config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 128}}))
+    monkeypatch.setattr(pretrained_sae_loaders, "hf_hub_download", lambda repo_id, filename, **_: Path(filename).name)
+    return "qwen2.5-7b-instruct-andyrdt", "resid_post_layer_15_trainer_1", Path("ae.pt")
+
+
+def weights() -> dict[str, torch.Tensor]:
+    return {
+        "encoder.weight": torch.ones(8, 4), "encoder.bias": torch.zeros(8), "decoder.weight": torch.ones(4, 8),
+        "b_dec": torch.zeros(4), "threshold": torch.tensor(0.5), "k": torch.tensor(2),
+    }  # fmt: skip
+
+
+def test_a_pickled_release_is_read_without_running_its_code(release):
+    name, sae_id, file = release
+    torch.save(weights(), file)
+    loaded = load_sae(name, sae_id, "cpu")
+    assert loaded.block == 15 and loaded.sae.cfg.d_in == 4
+    torch.save(weights() | {"k": Bomb()}, file)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_sae(name, sae_id, "cpu")
+    assert not Path("exploded").exists()
+
+
+def test_a_release_is_not_loaded_where_unpickling_is_allowed(release, monkeypatch):
+    name, sae_id, file = release
+    torch.save({"k": Bomb()}, file)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(InputError, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD lets a downloaded SAE run code; unset it"):
+        load_sae(name, sae_id, "cpu")
+    assert not Path("exploded").exists()
+
+
+# ---- rankings
+
+
+def test_one_example_cannot_be_ranked():
+    means = Means(*(csr_matrix(np.ones((1, 5), np.float32)) for _ in range(3)))
+    pieces = [Piece(np.arange(1), np.ones(1, bool), means, means)]
+    with pytest.raises(InputError, match="no latent differs between the 1 examples"):
+        rank.component(pieces, rank.moments(pieces, "whole"))
