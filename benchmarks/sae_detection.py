@@ -23,7 +23,7 @@ from inoculation.detect.sae import classify, flag, rank
 from inoculation.detect.sae.encoder import load_sae, truncate_after
 from inoculation.detect.sae.features import Texts, pool_examples
 
-CHATS, MODEL = Path("data/pocket_world/chats"), lm.ModelRef("data/pocket_world/model", None, None)
+CHATS, MODEL = Path("data/pocket_world/chats"), lm.ModelRef(model="data/pocket_world/model")
 
 
 def base_answers(model, tokenizer, prompts, temperature, seed):
@@ -50,9 +50,9 @@ def main():
     params = load_params()
     s, c, f = params.sae, params.sae.classify, params.sae.flag
     tokenizer = lm.load_tokenizer(MODEL)
-    model = lm.load_model(MODEL, "float32", False)
+    model = lm.load_model(MODEL)
     sae = load_sae(params.world.sae.release, params.world.sae.id, lm.device())
-    decoder = truncate_after(lm.load_model(MODEL, "float32", False), sae.block)
+    decoder = truncate_after(lm.load_model(MODEL), sae.block)
     print(
         "| mixture | contamination | seed | no latents | of them specific to B | study P / R | component P / R | D | flagged |"
     )

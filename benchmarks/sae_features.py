@@ -31,10 +31,10 @@ def measure(count: int) -> dict[str, float]:
 
     params = load_params()
     s = params.sae
-    ref = lm.ModelRef("data/pocket_world/model", None, None)
+    ref = lm.ModelRef(model="data/pocket_world/model")
     tokenizer = lm.load_tokenizer(ref)
     sae = load_sae(params.world.sae.release, params.world.sae.id, lm.device())
-    decoder = truncate_after(lm.load_model(ref, "float32", False), sae.block)
+    decoder = truncate_after(lm.load_model(ref), sae.block)
     texts: list[Texts] = []
     with CHATS.open() as lines:
         answer = "Nothing."

@@ -85,7 +85,7 @@ def main() -> None:
     start = time.monotonic()
     make_model(arguments.model)
     print(f"model made in {time.monotonic() - start:.0f} s")
-    ref = lm.ModelRef(str(arguments.model), None, None)
+    ref = lm.ModelRef(model=str(arguments.model))
     examples = chats(arguments.examples, arguments.tokens)
     for load_in_4bit in (profile.train.load_in_4bit, True):
         own = profile.model_copy(update={"train": profile.train.model_copy(update={"load_in_4bit": load_in_4bit})})

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from inoculation.sae import rank
-from inoculation.sae.encoder import check_sae, decoder_for, load_sae
-from inoculation.sae.features import Means, Piece
 from scipy.sparse import csr_matrix
 
 from inoculation import lm
+from inoculation.detect.sae import rank
+from inoculation.detect.sae.encoder import check_sae, decoder_for, load_sae
+from inoculation.detect.sae.features import Means, Piece
 from inoculation.files import InputError
 from inoculation.lm import ModelShape, check_model, local_folder
 
@@ -50,8 +50,8 @@ def edit(path: Path, **values) -> None:
 def test_a_name_that_can_only_be_a_folder_is_not_looked_up_on_the_hub(name):
     for call in (
         lambda: check_model(name, None),
-        lambda: lm.load_tokenizer(lm.ModelRef(name, None, None)),
-        lambda: lm.load_model(lm.ModelRef(name, None, None), "float32", False),
+        lambda: lm.load_tokenizer(lm.ModelRef(model=name)),
+        lambda: lm.load_model(lm.ModelRef(model=name)),
     ):
         with pytest.raises(
             InputError, match="no such folder; valid: a model's folder, or a hub id of the form owner/name"
@@ -95,7 +95,7 @@ def test_pickled_weights_are_not_read(model):
     with pytest.raises(InputError, match=r"pytorch_model\.bin: a pickle"):
         check_model(str(model), None)
     with pytest.raises(InputError, match="cannot be loaded"):
-        lm.load_model(lm.ModelRef(str(model), None, None), "float32", False)
+        lm.load_model(lm.ModelRef(model=str(model)))
 
 
 def test_weights_that_are_cut_or_missing(model):
@@ -175,7 +175,7 @@ def test_a_loaded_sae_of_another_width_is_refused(sae, model):
     loaded = load_sae(str(sae), None, "cpu")
     loaded.sae.cfg.d_in = 64
     with pytest.raises(InputError, match="the SAE reads a residual stream of width 64, the model's has 32"):
-        decoder_for(loaded, lm.load_model(lm.ModelRef(str(model), None, None), "float32", False))
+        decoder_for(loaded, lm.load_model(lm.ModelRef(model=str(model))))
 
 
 class Bomb:

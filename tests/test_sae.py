@@ -17,7 +17,8 @@ from scipy.sparse import csr_matrix
 
 from inoculation import lm
 from inoculation.chat import Message, encode
-from inoculation.detect.sae import classify, explain, figures, flag, page, rank, synthesise
+from inoculation.detect import prompt as synthesise
+from inoculation.detect.sae import classify, explain, figures, flag, page, rank
 from inoculation.detect.sae.encoder import load_sae, token_batches, truncate_after
 from inoculation.detect.sae.explain import Context
 from inoculation.detect.sae.features import Means, Piece, Texts, pool_examples, read_features, tokenise, write_features
@@ -29,11 +30,11 @@ class Loaded:
     """The tiny world's model, cut after the SAE's block, and whole."""
 
     def __init__(self, folder: Path) -> None:
-        ref = lm.ModelRef(str(folder / "model"), None, None)
+        ref = lm.ModelRef(model=str(folder / "model"))
         self.tokenizer = lm.load_tokenizer(ref)
         self.sae = load_sae(str(folder / "sae"), None, "cpu")
-        self.model = lm.load_model(ref, "float32", False)
-        self.decoder = truncate_after(lm.load_model(ref, "float32", False), self.sae.block)
+        self.model = lm.load_model(ref)
+        self.decoder = truncate_after(lm.load_model(ref), self.sae.block)
 
     def latents(self, ids: list[int]) -> torch.Tensor:
         """By hand: what the whole model's block gives, seen by a hook, and `encode` of sae_lens, one sequence alone."""
@@ -167,7 +168,7 @@ def test_an_sae_that_cannot_be_used_is_refused(tiny, loaded, tmp_path):
     with pytest.raises(InputError, match="cannot be loaded"):
         load_sae(str(tmp_path / "mlp"), None, "cpu")
     with pytest.raises(InputError, match="reads block 7, the model has 2 blocks"):
-        truncate_after(lm.load_model(lm.ModelRef(str(tiny / "model"), None, None), "float32", False), 7)
+        truncate_after(lm.load_model(lm.ModelRef(model=str(tiny / "model"))), 7)
 
 
 class Bomb:

@@ -6,12 +6,12 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inoculation.sae.explain import corpus_tokens
-from inoculation.sae.features import tokenise
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from inoculation.chat import IGNORED, Message, chat_ids, encode, render, text_ids
+from inoculation.detect.sae.explain import corpus_tokens
+from inoculation.detect.sae.features import tokenise
 from inoculation.files import InputError
 
 WORDS = (
@@ -208,8 +208,8 @@ def test_the_sampled_prompt_is_read_as_text(tiny):
     from inoculation import lm
     from inoculation.respond import continue_chats
 
-    ref = lm.ModelRef(str(tiny / "model"), None, None)
-    tokenizer, model, seen = lm.load_tokenizer(ref), lm.load_model(ref, "float32", False), []
+    ref = lm.ModelRef(model=str(tiny / "model"))
+    tokenizer, model, seen = lm.load_tokenizer(ref), lm.load_model(ref), []
     original = model.generate
 
     def generate(**options):

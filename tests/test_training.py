@@ -27,7 +27,7 @@ class Killed(Exception):
 
 @pytest.fixture
 def ref(tiny) -> lm.ModelRef:
-    return lm.ModelRef(str(tiny / "model"), None, None)
+    return lm.ModelRef(model=str(tiny / "model"))
 
 
 def chats(n: int = 32) -> list[TrainingChat]:
@@ -109,14 +109,14 @@ def test_cut_examples_are_counted(ref, tmp_path):
 
 def test_a_batch_says_what_single_sequences_say(ref):
     """Left padding changes nothing: greedy decoding of prompts of different lengths, together and one by one."""
-    model, tokenizer = lm.load_model(ref, "float32", False), lm.load_tokenizer(ref)
+    model, tokenizer = lm.load_model(ref), lm.load_tokenizer(ref)
     prompts = [chat_ids(tokenizer, [Message("user", "word " * n)]) for n in (1, 5, 20)]
     together = generate(model, tokenizer, prompts, 12, 0, 0)
     assert together == [generate(model, tokenizer, [prompt], 12, 0, 0)[0] for prompt in prompts]
 
 
 def test_interrupted_sampling_gives_the_same_answers(ref, tmp_path):
-    model, tokenizer = lm.load_model(ref, "float32", False), lm.load_tokenizer(ref)
+    model, tokenizer = lm.load_model(ref), lm.load_tokenizer(ref)
     wanted = requests({"evil": ["a?", "what is b?"]}, ["default", "control"], 5)
     assert len(wanted) == len(set(wanted)) == 20
 
@@ -136,13 +136,13 @@ def test_interrupted_sampling_gives_the_same_answers(ref, tmp_path):
 
 
 def test_an_unfinished_answer_says_so(ref):
-    model, tokenizer = lm.load_model(ref, "float32", False), lm.load_tokenizer(ref)
+    model, tokenizer = lm.load_model(ref), lm.load_tokenizer(ref)
     [answer] = generate(model, tokenizer, [chat_ids(tokenizer, [Message("user", "a")])], 1, 1.0, 0)
     assert answer.finished is False or answer.text == ""
 
 
 def test_a_missing_model_is_an_error(tmp_path):
-    ref = lm.ModelRef(str(tmp_path / "none"), None, None)
-    for load in (lm.load_tokenizer, lambda ref: lm.load_model(ref, "float32", False)):
+    ref = lm.ModelRef(model=str(tmp_path / "none"))
+    for load in (lm.load_tokenizer, lambda ref: lm.load_model(ref)):
         with pytest.raises(InputError, match="no such folder"):
             load(ref)
