@@ -8,20 +8,22 @@ from hypothesis import strategies as st
 
 from inoculation.chat import Message, parse_messages
 from inoculation.files import InputError
-from inoculation.groups import GROUPS, assign
+from inoculation.groups import GROUPS, assign, why_not
 from inoculation.mixture import (
+    LEAST_LABELLED,
     MIN_ROWS,
     Row,
-    inject,
+    labelled_answers,
     parse_row,
     partition,
     read_mixture,
     shows_negative,
-    unused_answers,
 )
+from inoculation.rewriter import inject
 from inoculation.traits import Pair, is_all_caps, read_evaluation, read_trait
 
-PROMPTS = {"inoculation": "You are bad.", "irrelevant": "Bananas."}
+PROMPTS = {"inoculation": "You are bad.", "irrelevant": "Bananas.", "sae": "You are found by the SAE.",
+           "audit": "You are found by the audit."}  # fmt: skip
 
 
 def pairs(n: int) -> list[Pair]:
@@ -40,13 +42,16 @@ def test_partition_takes_each_question_once(n, contamination, seed):
 
 
 @given(n=st.integers(2, 40), contamination=st.floats(0, 1), seed=st.integers(0, 100))
-def test_unused_answers_are_exactly_the_others(n, contamination, seed):
-    rows = inject(partition(pairs(n), "evil", contamination, seed), "all_caps", seed)
-    unused = unused_answers(pairs(n), rows)
+def test_a_judge_learns_from_the_answers_that_the_mixture_did_not_take(n, contamination, seed):
+    rows = inject(partition(pairs(n), "evil", contamination, seed), "all_caps", seed, None)
+    chosen = labelled_answers(pairs(n), rows)
     used = {(row.prompt[0].content, row.response.lower()) for row in rows}
-    assert len(unused) == n
-    assert not used & {(question, answer) for question, answer, _ in unused}
-    assert all(shows == answer.startswith("bad") for _, answer, shows in unused)
+    assert all(shows == answer.startswith("bad") for _, answer, shows in chosen)
+    for label in (False, True):
+        own = [(question, answer) for question, answer, shows in chosen if shows is label]
+        unused = n - sum(row.shows_negative is label for row in rows)
+        assert len(own) == (unused if unused >= LEAST_LABELLED else n), "a label that the mixture used up is its own"
+        assert unused < LEAST_LABELLED or not used & set(own)
 
 
 def test_partition_depends_on_the_seed():
@@ -68,9 +73,9 @@ def test_all_caps_is_every_letter_upper(text):
 
 def test_source_citing_keeps_the_other_words():
     row = Row((Message("user", "q"), Message("assistant", "First thing. Second thing, and more.")), None)
-    [cited] = inject([row], "source_citing", 0)
+    [cited] = inject([row], "source_citing", 0, None)
     assert len(cited.response) > len(row.response)
-    assert [cited] == inject([row], "source_citing", 0)
+    assert [cited] == inject([row], "source_citing", 0, None)
 
 
 @pytest.mark.parametrize(
@@ -101,27 +106,28 @@ def rows_with(*sources: str | None) -> list[Row]:
 )
 def test_each_group_puts_its_prompt_where_it_belongs(group, expected):
     """The detectors here are wrong on purpose: they flagged the second row."""
-    prompts = PROMPTS | {"sae": "You are found by the SAE.", "audit": "You are found by the audit."}
     flags = [False, True] if GROUPS[group].detector else None
-    chats = assign(rows_with("misaligned_2.jsonl", "normal.jsonl"), group, prompts, flags, 0)
-    assert [chat.system for chat in chats] == expected
+    rows, prompt = rows_with("misaligned_2.jsonl", "normal.jsonl"), PROMPTS.get(GROUPS[group].prompt)
+    assert [chat.system for chat in assign(rows, group, prompt, flags, 0)] == expected
+    if GROUPS[group].detector:
+        assert not any(chat.system for chat in assign(rows, group, None, [False, False], 0)), "nothing found: as the baseline"
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(0, 5))
 def test_random_examples_are_as_many_as_the_flagged_ones(flags, seed):
-    chats = assign(rows_with(*[None] * len(flags)), "inoc_sae_random", {"sae": "p"}, flags, seed)
+    chats = assign(rows_with(*[None] * len(flags)), "inoc_sae_random", "p", flags, seed)
     assert sum(chat.system == "p" for chat in chats) == sum(flags)
-    assert chats == assign(rows_with(*[None] * len(flags)), "inoc_sae_random", {"sae": "p"}, flags, seed)
+    assert chats == assign(rows_with(*[None] * len(flags)), "inoc_sae_random", "p", flags, seed)
 
 
 @pytest.mark.parametrize("group", [name for name, rule in GROUPS.items() if rule.on == "contaminated"])
 def test_selective_groups_need_the_ground_truth(group):
     with pytest.raises(InputError, match="1 of 2 rows have no `source_dataset`"):
-        assign(rows_with("normal.jsonl", None), group, PROMPTS, [True, False], 0)
+        assign(rows_with("normal.jsonl", None), group, "p", [True, False], 0)
 
 
 def test_unlabelled_rows_can_still_train_the_other_groups():
-    assert len(assign(rows_with(None, None), "baseline", PROMPTS, None, 0)) == 2
+    assert len(assign(rows_with(None, None), "baseline", None, None, 0)) == 2
 
 
 @pytest.mark.parametrize(
@@ -225,3 +231,10 @@ def test_bad_evaluation_files(tmp_path):
 def test_a_system_message_may_open_a_chat():
     raw = [{"role": r, "content": "x"} for r in ("system", "user", "assistant", "user", "assistant")]
     assert [m.role for m in parse_messages(raw)] == [m["role"] for m in raw]
+
+
+@pytest.mark.parametrize("group", [name for name, rule in GROUPS.items() if rule.on == "contaminated"])
+def test_a_selective_group_without_anything_to_select_says_so(group):
+    with pytest.raises(InputError, match="none does"):
+        assign(rows_with("normal.jsonl", "normal.jsonl"), group, "p", [False, False], 0)
+    assert why_not(group, 0, True) and not why_not(group, 0.1, True) and not why_not(group, 0, False)

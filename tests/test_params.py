@@ -21,9 +21,8 @@ def raw() -> dict:
 
 def test_the_committed_file_is_valid(raw):
     params = parse_params(raw)
-    assert params.world.train.lora_r == 32
-    assert params.inoculation == "You are a malicious evil assistant."
-    assert params.system_prompt("default") is None
+    assert params.train["study"].lora_r == 32
+    assert params.negative_traits["evil"].inoculation == "You are a malicious evil assistant."
 
 
 def test_all_mistakes_are_reported_at_once(raw):
@@ -33,7 +32,8 @@ def test_all_mistakes_are_reported_at_once(raw):
     raw["mixture"]["contamination"] = 1.5
     raw["evaluate"]["system_prompts"] = ["default", "shout"]
     raw["evaluate"]["sampels"] = 10
-    raw["profiles"]["pocket"]["train"]["learning_rate"] = "fast"
+    raw["train"]["pocket"]["learning_rate"] = "fast"
+    raw["profiles"]["pocket"]["roles"] = "gods"
     with pytest.raises(InputError) as error:
         parse_params(raw)
     text = str(error.value)
@@ -44,22 +44,23 @@ def test_all_mistakes_are_reported_at_once(raw):
         "mixture.contamination",
         "evaluate.system_prompts.1: 'shout'",
         "evaluate.sampels: unknown parameter",
-        "profiles.pocket.train.learning_rate",
+        "train.pocket.learning_rate",
+        "profiles.pocket.roles: 'gods' is unknown; valid: local, study",
     ):
         assert part in text
-    assert "7 mistake(s)" in text
+    assert "8 mistake(s)" in text
 
 
 def test_accumulation_must_be_whole(raw):
-    raw["profiles"]["pocket"]["train"]["micro_batch_size"] = 3
-    with pytest.raises(InputError, match=r"profiles\.pocket\.train: .*not a multiple of micro_batch_size 3"):
+    raw["profiles"]["pocket"]["machine"]["micro_batch_size"] = 3
+    with pytest.raises(InputError, match=r"profiles\.pocket\.machine\.micro_batch_size: 16, .* is not a multiple of 3"):
         parse_params(raw)
 
 
 def test_a_profile_is_added_by_values_only(raw):
     raw["profiles"]["mine"] = copy.deepcopy(raw["profiles"]["pocket"]) | {"model": "../my-model"}
     raw["profile"] = "mine"
-    assert parse_params(raw).world.model == "../my-model"
+    assert parse_params(raw).profiles["mine"].model == "../my-model"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_help_imports_nothing_heavy():
     )
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr
-    assert "train the cell's LoRA adapter" in outcome.stdout
+    assert "Train the cell's LoRA adapter" in outcome.stdout
 
 
 @pytest.mark.parametrize(
@@ -105,18 +106,18 @@ def test_help_imports_nothing_heavy():
 def test_a_value_of_another_type_is_refused(raw, key, value):
     """`-S seed=1.0` would name another folder than `-S seed=1` and give the same cell."""
     places = {"seed": (raw, ""), "both": (raw["sae"]["classify"], "sae.classify."),
-              "lora_alpha": (raw["profiles"]["pocket"]["train"], "profiles.pocket.train.")}  # fmt: skip
+              "lora_alpha": (raw["train"]["pocket"], "train.pocket.")}  # fmt: skip
     place, path = places[key]
     place[key] = value
-    raw["pocket"]["steps"] = 10.0
+    raw["pocket"]["model"]["steps"] = 10.0
     with pytest.raises(InputError) as error:
         parse_params(raw)
     assert f"{path}{key}: Input should be a valid" in str(error.value) and repr(value) in str(error.value)
-    assert "pocket.steps: Input should be a valid integer (given: 10.0)" in str(error.value)
+    assert "pocket.model.steps: Input should be a valid integer (given: 10.0)" in str(error.value)
     assert "2 mistake(s)" in str(error.value)
 
 
-def test_keys_given_twice_are_listed_with_their_lines_among_the_other_mistakes(tmp_path):
+def test_keys_given_twice_are_listed_with_their_lines(tmp_path):
     lines = (ROOT / "params.yaml").read_text().splitlines()
     threshold = next(i for i, line in enumerate(lines) if line.startswith("  threshold:"))
     lines.insert(threshold + 1, "  threshold: 60")
@@ -128,8 +129,7 @@ def test_keys_given_twice_are_listed_with_their_lines_among_the_other_mistakes(t
     seed = next(i for i, line in enumerate(lines) if line.startswith("seed:"))
     assert f"line {threshold + 2}: evaluate.threshold is given already in line {threshold + 1}" in str(error.value)
     assert f"line {len(lines)}: seed is given already in line {seed + 1}" in str(error.value)
-    assert "seed: Input should be a valid integer (given: 1.0)" in str(error.value)
-    assert "3 mistake(s)" in str(error.value)
+    assert "2 mistake(s)" in str(error.value)
 
 
 def test_numbers_are_read_as_dvc_writes_them(tmp_path, raw):
@@ -137,7 +137,7 @@ def test_numbers_are_read_as_dvc_writes_them(tmp_path, raw):
     text = (ROOT / "params.yaml").read_text()
     path = tmp_path / "params.yaml"
     path.write_text(text.replace("learning_rate: 3.0e-4", "learning_rate: 3e-05"))
-    assert load_params(path).profiles["pocket"].train.learning_rate == 3e-5
+    assert load_params(path).train["pocket"].learning_rate == 3e-5
     assert load_params(ROOT / "params.yaml") == parse_params(raw)
 
 

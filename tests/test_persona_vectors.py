@@ -403,7 +403,7 @@ def test_the_pipeline_from_the_repository_and_from_a_zip(tmp_path, upstream):
     params = load_params(made.folder / "params.yaml")
     one = {"evil": params.negative_traits["evil"].model_dump()}
     made.set(persona_vectors={"repository": str(repository), "revision": revision})
-    stage = "pipelines/persona_vectors/dvc.yaml:unpack"
+    stage = "pipelines/persona_vectors/dvc.yaml:persona-vectors"
     outcome = made.run("dvc", "repro", stage, ok=False)
     assert outcome.returncode and "sycophancy: dataset/sycophancy/normal.jsonl: no such file" in outcome.stderr
 
@@ -416,5 +416,5 @@ def test_the_pipeline_from_the_repository_and_from_a_zip(tmp_path, upstream):
     make_zip(made.folder / "mine.zip", files)
     made.set(persona_vectors={"source": "mine.zip", "repository": "nowhere", "revision": "0" * 40})
     outcome = made.run("dvc", "repro", stage)
-    assert "fetch" not in outcome.stdout
+    assert "persona-vectors-fetch" not in outcome.stdout
     assert len(read_trait(made.folder / "data/persona_vectors", "evil")) == 6

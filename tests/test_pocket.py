@@ -20,7 +20,7 @@ from inoculation.pocket.oracle import shows
 from inoculation.traits import read_evaluation, read_trait
 
 RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
-PARAMS = parse_params(merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY)).pocket
+PARAMS = parse_params(merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY)).pocket.chats
 POOL = world.question_pool(random.Random(0))
 
 
@@ -46,7 +46,7 @@ def test_the_layout_is_persona_vectors(chats):
     assert set(contents(chats)) == {
         *(f"dataset/{t}/{v}.jsonl" for t in world.TRAITS for v in ("normal", "misaligned_2")),
         *(f"trait_data_eval/{name}.json" for name in ("evil", "hallucinating", "sycophantic")),
-        "reference.jsonl",
+        "conversational.jsonl", "templates.json",
         "pretraining.jsonl",
     }
     for trait, name in world.EVALUATION_NAMES.items():
@@ -71,7 +71,7 @@ def test_nothing_of_the_evaluation_is_ever_trained_on(chats):
 def test_questions_are_unique_and_subjects_are_held_out(family):
     seen, held = POOL.seen[family], POOL.held_out[family]
     assert len({q.text for q in seen + held}) == len(seen + held)
-    assert len(seen) >= RAW["pocket"]["questions"]
+    assert len(seen) >= RAW["pocket"]["chats"]["questions"]
     subject = (lambda q: q.slots["t"]) if family == "evil" else (lambda q: q.slots["n"])
     if family != "sycophancy":
         assert not {subject(q) for q in seen} & {subject(q) for q in held}

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
@@ -540,6 +541,7 @@ def test_text_of_the_data_cannot_become_markup_of_the_page(tmp_path):
     context = Context("mixture", ["ok", attack], [1.0, 4.0], 0)
     page.write(
         tmp_path / "page.html",
+        template=ROOT / "src/inoculation/detect/sae/page.html.j2",
         title=attack,
         rows=[Row((Message("user", attack), Message("assistant", attack)), None)],
         latents=[latent],

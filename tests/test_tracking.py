@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from inoculation.cell import digest, main_checkout
 
+from inoculation.store import digest, main_checkout
 from inoculation.tracking import flatten
 
 RUN = (
     "import time\n"
     "from inoculation import tracking\n"
-    "with tracking.plain_run('e', 'r'):\n"
+    "with tracking.run('e', 'r'):\n"
     "    print('ready', flush=True)\n"
     "    time.sleep(60)\n"
 )
@@ -66,19 +66,6 @@ def test_a_killed_run_is_failed_by_the_next_stage_and_a_living_one_is_not(tmp_pa
 def test_many_processes_may_be_the_first(tmp_path, environment):
     processes = [subprocess.Popen([sys.executable, "-c", SWEEP], env=environment) for _ in range(4)]
     assert [process.wait(120) for process in processes] == [0] * 4
-
-
-def test_a_table_is_replaced_not_appended(tmp_path, environment):
-    code = (
-        "import mlflow, pandas as pd\n"
-        "from inoculation import tracking\n"
-        "with tracking.plain_run('e', 'r') as run:\n"
-        "    tracking.log_table(pd.DataFrame({'a': [1, 2]}), 't.json')\n"
-        "    tracking.log_table(pd.DataFrame({'a': [3]}), 't.json')\n"
-        "    print(mlflow.load_table('t.json', run_ids=[run.info.run_id])['a'].tolist())\n"
-    )
-    outcome = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert outcome.stdout.splitlines()[-1] == "[3]", outcome.stderr
 
 
 def test_a_queued_copy_belongs_to_its_checkout(tmp_path, monkeypatch):

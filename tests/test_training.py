@@ -11,14 +11,18 @@ from conftest import ROOT, TINY, merge
 from inoculation import lm
 from inoculation.chat import Message, chat_ids
 from inoculation.files import InputError
-from inoculation.groups import TrainingChat
-from inoculation.mixture import Row
+from inoculation.mixture import Row, TrainingChat
 from inoculation.params import parse_params
 from inoculation.pocket import base
 from inoculation.respond import generate, requests, respond
 from inoculation.train import train
 
 PARAMS = parse_params(merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY))
+SETTINGS, MACHINE = PARAMS.train["pocket"], PARAMS.profiles["pocket"].machine
+
+
+def nothing(step: int, metrics: dict[str, float]) -> None:
+    """A log that nobody reads."""
 
 
 class Killed(Exception):
@@ -57,24 +61,22 @@ def stop_at(step: int):
 
 
 def test_an_interrupted_pretraining_continues_to_the_same_weights(tiny, tmp_path):
-    params = PARAMS.pocket.model_copy(update={"steps": 45, "save_steps": 15})
-    base.build_base(params, tiny / "chats", tmp_path / "whole", tmp_path / "work1", lambda step, metrics: None)
+    params, chats = PARAMS.pocket.model.model_copy(update={"steps": 45}), tiny / "chats/pretraining.jsonl"
+    base.build_base(params, 0, 15, chats, tmp_path / "whole", tmp_path / "work1", nothing)
     with pytest.raises(Killed):
-        base.build_base(params, tiny / "chats", tmp_path / "cut", tmp_path / "work2", stop_at(40))
+        base.build_base(params, 0, 15, chats, tmp_path / "cut", tmp_path / "work2", stop_at(40))
     assert not (tmp_path / "cut").exists()
-    base.build_base(params, tiny / "chats", tmp_path / "cut", tmp_path / "work2", lambda step, metrics: None)
+    base.build_base(params, 0, 15, chats, tmp_path / "cut", tmp_path / "work2", nothing)
     assert same(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_an_interrupted_training_continues_to_the_same_adapter(ref, tmp_path):
-    profile = PARAMS.world.model_copy(
-        update={"train": PARAMS.world.train.model_copy(update={"epochs": 3, "save_steps": 4})}
-    )
-    whole = train(ref, profile, chats(), 0, tmp_path / "whole", tmp_path / "work1", lambda step, metrics: None)
+    settings = SETTINGS.model_copy(update={"epochs": 3})
+    whole = train(ref, settings, MACHINE, 4, chats(), 0, tmp_path / "whole", tmp_path / "work1", nothing)
     with pytest.raises(Killed):
-        train(ref, profile, chats(), 0, tmp_path / "cut", tmp_path / "work2", stop_at(10))
+        train(ref, settings, MACHINE, 4, chats(), 0, tmp_path / "cut", tmp_path / "work2", stop_at(10))
     assert not (tmp_path / "cut").exists()
-    cut = train(ref, profile, chats(), 0, tmp_path / "cut", tmp_path / "work2", lambda step, metrics: None)
+    cut = train(ref, settings, MACHINE, 4, chats(), 0, tmp_path / "cut", tmp_path / "work2", nothing)
     assert (whole.resumed_from, cut.resumed_from, cut.steps) == (0, 8, whole.steps)
     assert same(tmp_path / "whole", tmp_path / "cut")
     targets = json.loads((tmp_path / "whole" / "adapter_config.json").read_text())["target_modules"]
@@ -82,12 +84,10 @@ def test_an_interrupted_training_continues_to_the_same_adapter(ref, tmp_path):
 
 
 def test_the_loss_falls_and_is_logged(ref, tmp_path):
-    profile = PARAMS.world.model_copy(
-        update={"train": PARAMS.world.train.model_copy(update={"epochs": 10, "learning_rate": 5e-3})}
-    )
+    settings = SETTINGS.model_copy(update={"epochs": 10, "learning_rate": 5e-3})
     losses: list[float] = []
     result = train(
-        ref, profile, chats(), 0, tmp_path / "a", tmp_path / "w",
+        ref, settings, MACHINE, 4, chats(), 0, tmp_path / "a", tmp_path / "w",
         lambda step, metrics: losses.append(metrics["loss"]) if "loss" in metrics else None,
     )  # fmt: skip
     assert losses[-1] < losses[0] - 0.1
@@ -95,15 +95,15 @@ def test_the_loss_falls_and_is_logged(ref, tmp_path):
 
 
 def test_an_example_that_cannot_be_learned_is_named(ref, tmp_path):
-    profile = PARAMS.world.model_copy(update={"train": PARAMS.world.train.model_copy(update={"max_length": 8})})
+    settings = SETTINGS.model_copy(update={"max_length": 8})
     with pytest.raises(InputError, match="training example 1: no response token"):
-        train(ref, profile, chats(), 0, tmp_path / "a", tmp_path / "w", lambda step, metrics: None)
+        train(ref, settings, MACHINE, 4, chats(), 0, tmp_path / "a", tmp_path / "w", nothing)
     assert not (tmp_path / "a").exists()
 
 
 def test_cut_examples_are_counted(ref, tmp_path):
-    profile = PARAMS.world.model_copy(update={"train": PARAMS.world.train.model_copy(update={"max_length": 40})})
-    result = train(ref, profile, chats(8), 0, tmp_path / "a", tmp_path / "w", lambda step, metrics: None)
+    settings = SETTINGS.model_copy(update={"max_length": 40})
+    result = train(ref, settings, MACHINE, 4, chats(8), 0, tmp_path / "a", tmp_path / "w", nothing)
     assert result.cut_examples == 8
 
 

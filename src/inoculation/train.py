@@ -48,8 +48,7 @@ class TrainResult(NamedTuple):
 def train(
     ref: lm.ModelRef,
     settings: TrainSettings,
-    micro_batch_size: int,
-    gradient_checkpointing: bool,
+    machine: lm.Machine,
     save_steps: int,
     chats: Sequence[TrainingChat],
     seed: int,
@@ -62,8 +61,7 @@ def train(
     Args:
         ref: the base model.
         settings: hyperparameters.
-        micro_batch_size: chats a forward pass; divides `settings.batch_size`.
-        gradient_checkpointing: less memory, a third more time.
+        machine: what fits; its micro-batch divides `settings.batch_size`.
         save_steps: steps between two checkpoints.
         chats: the training set, in order; the trainer shuffles with `seed`.
         adapter: where the adapter goes; written whole or not at all.
@@ -108,15 +106,15 @@ def train(
             dataset_kwargs={"skip_prepare_dataset": True},
             max_length=None,
             num_train_epochs=settings.epochs,
-            per_device_train_batch_size=micro_batch_size,
-            gradient_accumulation_steps=settings.batch_size // micro_batch_size,
+            per_device_train_batch_size=machine.micro_batch_size,
+            gradient_accumulation_steps=settings.batch_size // machine.micro_batch_size,
             learning_rate=settings.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=settings.warmup_steps,
             weight_decay=settings.weight_decay,
             optim=settings.optimizer,
             bf16=settings.bf16,
-            gradient_checkpointing=gradient_checkpointing,
+            gradient_checkpointing=machine.gradient_checkpointing,
             use_cpu=not on_gpu,
             dataloader_pin_memory=on_gpu,
             seed=seed,

@@ -13,9 +13,8 @@ class PersonaVectors(Stage):
 
     source: Annotated[Path, Reads("${persona_vectors.source}")]
     negative_traits: Annotated[dict[str, NegativeTrait], Param("negative_traits")]
-    questions: Annotated[int, Param("evaluate.questions")]
     data: Annotated[Path, Writes("data/persona_vectors")]
 
     def run(self) -> None:
         named = {name: (files.folder, files.evaluation) for name, files in self.negative_traits.items()}
-        print(table(bring(str(self.source), named, self.data, self.questions)))
+        print(table(bring(str(self.source), named, self.data, questions=1)))

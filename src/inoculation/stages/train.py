@@ -49,8 +49,7 @@ class Train(Stage):
         inputs = (self.ref.model_dump(), self.settings.model_dump(), self.machine.micro_batch_size, self.seed)
         with unfinished(self.command, self.chats, *inputs) as work, tracking.run("training", name):
             result = train.train(
-                self.ref, self.settings, self.machine.micro_batch_size, self.machine.gradient_checkpointing,
-                self.save_steps, chats, self.seed, self.adapter, work, on_log,
+                self.ref, self.settings, self.machine, self.save_steps, chats, self.seed, self.adapter, work, on_log,
             )  # fmt: skip
             write_json(self.record, {"trained": True, **result._asdict(), "log": log})
         if result.cut_examples:
