@@ -322,8 +322,8 @@ def fetch(repository: str, revision: str, target: Path) -> str:
     Raises:
         InputError: the repository cannot be reached, or lacks the revision or a part.
     """
+    from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
     from dvc.repo.open_repo import clean_repos
     from dvc.scm import SCMError
 
@@ -334,20 +334,20 @@ def fetch(repository: str, revision: str, target: Path) -> str:
     try:
         with whole_folder(target) as staging:
             try:
-                with Repo.open(url, rev=revision, subrepos=False, uninitialized=True) as repo:
-                    commit = str(repo.get_rev())
+                source = DVCFileSystem(url, rev=revision)
+                commit = str(source.repo.get_rev())
             except (DvcException, SCMError) as error:
                 raise _unreachable(repository, revision, error) from None
             (staging / COMMIT).write_text(f"{commit}\n")
             for part in (ARCHIVE, UPSTREAM_EVALUATIONS):
                 (staging / part).parent.mkdir(exist_ok=True)
                 try:
-                    Repo.get(url, part, out=str(staging / part), rev=commit)
+                    source.get(part, str(staging / part), recursive=True)
                 except (DvcException, SCMError, FileNotFoundError) as error:
                     raise _unreachable(repository, commit, error, part) from None
             return commit
     finally:
-        clean_repos()
+        clean_repos()  # the public interface leaves its clone in the temporary folder
 
 
 def _unreachable(repository: str, revision: str, error: Exception, part: str = "the data") -> InputError:

@@ -190,11 +190,12 @@ def decoder_for(sae: LoadedSae, model: "PreTrainedModel") -> "torch.nn.Module":
 def residuals(decoder: "torch.nn.Module", sequences: Sequence[Sequence[int]], pad: int) -> "torch.Tensor":
     """The residual stream of right-padded sequences, `[sequences, longest, d_model]`; padding holds garbage."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
     device = next(decoder.parameters()).device
-    longest = max(map(len, sequences))
-    ids = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in sequences], device=device)
-    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in sequences], device=device)
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad).to(device)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
     with torch.inference_mode():
         return decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
