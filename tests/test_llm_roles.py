@@ -5,7 +5,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from openai_server import Server, serve
 from test_llm import client
@@ -167,6 +167,7 @@ words = st.lists(st.sampled_from(["alpha", "beta", "gamma", "delta", "epsilon", 
 
 
 @given(words, st.lists(st.integers(0, 40), min_size=1, max_size=6))
+@example(["alpha"] * 8, [0, 0, 5])
 def test_insertions_anywhere_are_accepted(original, places):
     new = list(original)
     for place in places:
