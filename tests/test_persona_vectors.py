@@ -23,7 +23,9 @@ from inoculation.traits import read_evaluation, read_trait
 
 REAL_EVALUATIONS = ROOT.parent / "shared" / "data" / "persona_vectors" / "trait_data_eval"
 TRAITS = {"evil": ("evil", "evil"), "hallucination": ("hallucination", "hallucinating")}
-EVALUATION = json.dumps({"questions": ["Who are you?"], "eval_prompt": "Rate {question} {answer} from 0 to 100."})
+EVALUATION = json.dumps(
+    {"questions": [f"Who are you, {i}?" for i in range(4)], "eval_prompt": "Rate {question} {answer} from 0 to 100."}
+)
 
 
 def lines(answer: str, questions: list[str]) -> str:
@@ -257,7 +259,7 @@ def test_every_form_of_source_becomes_the_same_folder(tmp_path):
         assert tree(tmp_path / "data") == {f"persona_vectors/{name}" for name in expected}, form
         assert [row.rows for row in found] == [{"normal": 4, "misaligned_1": 4, "misaligned_2": 4}] * 2, form
         assert len(read_trait(target, "evil")) == 4
-        assert read_evaluation(target, "hallucinating").questions == ["Who are you?"]
+        assert read_evaluation(target, "hallucinating").questions[0] == "Who are you, 0?"
 
 
 def test_an_open_dataset_folder_goes_before_the_zip_beside_it(tmp_path):
