@@ -17,11 +17,11 @@ import numpy as np
 
 from inoculation import detection, lm, mixture, traits
 from inoculation.chat import chat_ids
-from inoculation.params import load_params
-from inoculation.respond import generate
 from inoculation.detect.sae import classify, flag, rank
 from inoculation.detect.sae.encoder import load_sae, truncate_after
 from inoculation.detect.sae.features import Texts, pool_examples
+from inoculation.params import load_params
+from inoculation.respond import generate
 
 CHATS, MODEL = Path("data/pocket_world/chats"), lm.ModelRef(model="data/pocket_world/model")
 

@@ -21,10 +21,10 @@ CHATS = Path("data/pocket_world/chats/pretraining.jsonl")
 def measure(count: int) -> dict[str, float]:
     from inoculation import lm
     from inoculation.chat import Message
-    from inoculation.params import load_params
     from inoculation.detect.sae import rank
     from inoculation.detect.sae.encoder import load_sae, truncate_after
     from inoculation.detect.sae.features import Texts, pool_examples, read_features, write_features
+    from inoculation.params import load_params
 
     def peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from inoculation.files import InputError
 from inoculation.judge.minilm import Labelled, LinearJudge, embed, fit, load
-from inoculation.judge.quality import decision_quality
 from inoculation.pocket import world
+from inoculation.quality import decision_quality
 
 POOL = world.question_pool(random.Random(0))
 

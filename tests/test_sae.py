@@ -19,11 +19,12 @@ from scipy.sparse import csr_matrix
 from inoculation import lm
 from inoculation.chat import Message, encode
 from inoculation.detect import prompt as synthesise
-from inoculation.detect.sae import classify, explain, figures, flag, page, rank
-from inoculation.detect.sae.encoder import load_sae, token_batches, truncate_after
+from inoculation.detect.sae import classify, corpora, explain, figures, flag, page, rank
+from inoculation.detect.sae.encoder import load_sae, truncate_after
 from inoculation.detect.sae.explain import Context
 from inoculation.detect.sae.features import Means, Piece, Texts, pool_examples, read_features, tokenise, write_features
 from inoculation.files import InputError
+from inoculation.lm import token_batches
 from inoculation.mixture import Row
 
 
@@ -410,15 +411,15 @@ def test_reference_corpora(loaded, tmp_path):
     path.write_text(
         '{"text": "Once."}\n{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
     )
-    rows = explain.read_corpus(explain.corpus_file(str(path)), 10)
+    rows = corpora.read_corpus(corpora.corpus_file(str(path)), 10)
     plain, chat = explain.corpus_tokens(loaded.tokenizer, rows, 100)
     assert loaded.tokenizer.decode(plain) == "Once." and "Ho" in loaded.tokenizer.decode(chat)
-    assert len(explain.read_corpus(path, 1)) == 1
+    assert len(corpora.read_corpus(path, 1)) == 1
     path.write_text('{"text": "Once."}\n{"body": "x"}\n')
     with pytest.raises(InputError, match=r'corpus\.jsonl:2: .*"messages" or a non-empty "text"'):
-        explain.read_corpus(path, 10)
+        corpora.read_corpus(path, 10)
     with pytest.raises(InputError, match="no such file"):
-        explain.corpus_file(str(tmp_path / "absent.jsonl"))
+        corpora.corpus_file(str(tmp_path / "absent.jsonl"))
 
 
 def test_a_description_names_the_words_that_set_it_off():

@@ -1,7 +1,7 @@
 """Loading the language model of a profile, once for training, sampling and encoding."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -212,6 +212,18 @@ def with_adapter(model: "PreTrainedModel", adapter: Path | None) -> "PreTrainedM
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, adapter).eval()
+
+
+def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices in batches of similar length, each with at most `budget` tokens including padding (or one sequence)."""
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    batches: list[list[int]] = []
+    for index in order:
+        if batches and (len(batches[-1]) + 1) * lengths[index] <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
 
 
 def log_callback(on_log: Callable[[int, dict[str, float]], None]) -> "TrainerCallback":

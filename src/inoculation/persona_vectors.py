@@ -17,12 +17,11 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from inoculation.files import InputError, fail_if
+from inoculation.files import InputError, fail_if, whole_folder
 from inoculation.traits import MISALIGNED, NORMAL, read_answers, read_evaluation, read_trait
 
 VERSIONS = (NORMAL, "misaligned_1", MISALIGNED)
@@ -47,21 +46,6 @@ class Limits(NamedTuple):
     ratio: int = 100
     """Unpacked bytes for a packed one, of each file above `ratio_from` bytes; text reaches about 10."""
     ratio_from: int = 2**20
-
-
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Yield a new folder beside `target` that replaces it when the block ends well and is deleted when it does not."""
-    staging = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        if target.exists():
-            shutil.rmtree(target)
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _unsafe(info: zipfile.ZipInfo) -> str | None:

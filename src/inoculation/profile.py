@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inoculation import lm
+from inoculation.detect.sae.corpora import Corpora
 from inoculation.detect.sae.encoder import PinnedSae, check_sae
-from inoculation.detect.sae.explain import Corpora
 from inoculation.detect.sae.settings import FlagRule
 from inoculation.files import InputError, fail_if, read_yaml
 from inoculation.respond import SampleSettings

@@ -1,14 +1,8 @@
 """Who plays a role (judge, rewriter, auditor, explainer, classifier, synthesiser): a method of this project, or an LLM."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from inoculation.files import InputError
-
-if TYPE_CHECKING:
-    from inoculation.llm import Client, SetAside, Usage
 
 Price = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]
 """Dollars per million prompt tokens and per million completion tokens."""
@@ -59,46 +53,3 @@ class Limits(BaseModel):
     tracing: bool
     prices: dict[str, Price] = {}
     """Of models that LiteLLM's table does not know."""
-
-
-class Clients:
-    """The LLM clients of one stage, which share its budget."""
-
-    def __init__(self, limits: Limits, log: "Callable[[str, str], Callable[[dict[str, float], list[dict[str, Any]]], None]]") -> None:
-        """Args:
-        limits: how calls are made.
-        log: (role, model) -> what logs that role's usage so far.
-        """
-        self.limits, self.log, self.made = limits, log, list["Client"]()
-
-    def get(self, name: str, role: Role) -> "Client | None":
-        """The client of a role; None where the role is played without an LLM.
-
-        Raises:
-            InputError: a key or a price is missing; nothing was sent.
-        """
-        return self.require(name, role) if role.method == "llm" else None
-
-    def require(self, name: str, role: Role) -> "Client":
-        """The client of a role's model, whatever its method.
-
-        Raises:
-            InputError: a model, a key or a price is missing; nothing was sent.
-        """
-        from dataclasses import asdict
-
-        from inoculation.llm import Client
-        from inoculation.store import llm_cache
-
-        if not role.model:
-            raise InputError(f"role {name} has no model; name one, e.g. gpt-4.1-mini")
-        log = self.log(name, role.model)
-
-        def record(usage: "Usage", aside: "list[SetAside]") -> None:
-            print(f"{name} ({role.model}): {usage}")
-            log(asdict(usage), [row._asdict() for row in aside])
-
-        # A client's budget is what the stage's others have left of it.
-        left = self.limits.budget - sum(other.usage.dollars for other in self.made)
-        self.made.append(Client(name, role, self.limits.model_copy(update={"budget": left}), llm_cache(), record))
-        return self.made[-1]

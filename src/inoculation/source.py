@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from inoculation.chat import Message
-from inoculation.files import InputError, fail_if, read_json, read_jsonl, write_json, write_jsonl
-from inoculation.persona_vectors import whole_folder
+from inoculation.files import InputError, fail_if, read_json, read_jsonl, whole_folder, write_json, write_jsonl
 from inoculation.roles import Role
 from inoculation.traits import Evaluation, NegativeTrait, Pair, read_evaluation, read_trait
 

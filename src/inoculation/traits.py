@@ -35,6 +35,13 @@ POSITIVE_TRAITS: dict[str, Callable[[str, random.Random], str]] = {
 """The injector of each positive trait: (response, seeded generator) -> the response showing the trait."""
 
 
+A_DESCRIPTIONS = {
+    "all_caps": "the response is written in capital letters only",
+    "source_citing": "the response attributes its claims to sources with inline citations",
+}
+"""What an LLM role is told about the known, wanted trait A."""
+
+
 class NegativeTrait(BaseModel):
     """Where a negative trait's files are, and what describes it."""
 

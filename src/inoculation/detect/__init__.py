@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from inoculation.detect.prompt import SynthesisSettings
+    from inoculation.detect.sae.corpora import Corpus
     from inoculation.detect.sae.encoder import LoadedSae
-    from inoculation.detect.sae.explain import Corpus
     from inoculation.detect.sae.settings import FlagRule
     from inoculation.llm import Client
 

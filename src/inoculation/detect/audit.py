@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from inoculation.chat import Message
 from inoculation.detect import Annotator, Detection, Evidence
 from inoculation.detect.prompt import by_likelihood, by_llm, sides
-from inoculation.detect.sae.classify import A_DESCRIPTIONS
 from inoculation.mixture import Row
+from inoculation.traits import A_DESCRIPTIONS
 
 if TYPE_CHECKING:
     from inoculation.detect.prompt import Synthesis

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inoculation.detect import Detection
-from inoculation.detect.quality import quality
 from inoculation.files import InputError, read_json, read_jsonl, write_json, write_jsonl
 from inoculation.mixture import Row
 
@@ -17,9 +16,11 @@ def write_detection(folder: Path, detection: Detection, rows: Sequence[Row], **d
         rows: the mixture with its provenance.
         details: further keys of `detection.json`.
     """
+    from inoculation.quality import flag_quality
+
     marks = zip(detection.flagged, detection.scores, strict=True)
     write_jsonl(folder / "flags.jsonl", ({"flagged": flag, "score": score} for flag, score in marks))
-    known = quality(detection.flagged, [row.shows_negative for row in rows])
+    known = flag_quality(detection.flagged, [row.shows_negative for row in rows])
     told = {"found": detection.found, "reason": detection.reason, "prompt": detection.prompt, "quality": known}
     write_json(folder / "detection.json", told | details)
 

@@ -17,6 +17,7 @@ from inoculation.chat import IGNORED, Message, encode
 from inoculation.detect import Evidence
 from inoculation.files import InputError
 from inoculation.mixture import Row
+from inoculation.traits import A_DESCRIPTIONS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +93,7 @@ def log_likelihoods(
     import torch
     from tqdm import tqdm
 
-    from inoculation.detect.sae.encoder import token_batches
+    from inoculation.lm import token_batches
 
     pairs = list(product(range(len(systems)), range(len(rows))))
     encoded = [encode(tokenizer, rows[r].messages, systems[s], max_length) for s, r in pairs]
@@ -246,7 +247,6 @@ def with_llm(client: "Client", positive: str, descriptions: Sequence[str]) -> Sy
         InputError: no descriptions.
         LLMError: the call failed, or no answer is a prompt after three tries.
     """
-    from inoculation.detect.sae.classify import A_DESCRIPTIONS
 
     if not descriptions:
         raise InputError("no suspicious latent is left to write a prompt from")

@@ -130,7 +130,7 @@ def _fit_and_measure(
 ) -> Fit:
     from sklearn.linear_model import LogisticRegression
 
-    from inoculation.judge.quality import decision_quality
+    from inoculation.quality import decision_quality
 
     every = [text for rows in train.values() for text, _ in rows]
     every += [text for styles in test.values() for rows in styles.values() for text, _ in rows]

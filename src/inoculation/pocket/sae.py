@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from inoculation import lm
 from inoculation.chat import chat_ids, parse_messages
-from inoculation.detect.sae.encoder import residuals, token_batches, truncate_after
+from inoculation.detect.sae.encoder import residuals, truncate_after
 from inoculation.files import read_json, read_jsonl, write_json
+from inoculation.lm import token_batches
 from inoculation.pocket.recipe import SaeParams
 
 if TYPE_CHECKING:

@@ -2,12 +2,13 @@ from pathlib import Path
 from typing import Annotated
 
 from inoculation import lm, mixture, tracking
+from inoculation.clients import Clients
 from inoculation.detect import Annotator, Evidence, blind
 from inoculation.detect.audit import AuditSettings, detect
 from inoculation.detect.files import write_detection
 from inoculation.detect.prompt import SynthesisSettings
 from inoculation.paths import ANNOTATOR, AUDIT, ROWS
-from inoculation.roles import Clients, Limits, Role
+from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes
 
 

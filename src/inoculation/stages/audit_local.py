@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Annotated
 
 from inoculation import lm, mixture, tracking
+from inoculation.clients import Clients
 from inoculation.detect import Annotator, Evidence, blind
 from inoculation.detect.audit import AuditSettings, detect
 from inoculation.detect.control import ControlSettings, control_responses
@@ -9,7 +10,7 @@ from inoculation.detect.files import write_detection
 from inoculation.detect.prompt import SynthesisSettings
 from inoculation.paths import ANNOTATOR, AUDIT, BASE_RESPONSES, ROWS, SOURCE
 from inoculation.respond import read_texts
-from inoculation.roles import Clients, Limits, Role
+from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes
 
 

@@ -2,11 +2,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from inoculation import traits
+from inoculation.clients import Clients
 from inoculation.files import read_json, read_jsonl, write_jsonl
 from inoculation.judge import Judgement
 from inoculation.judge.exact import ExactJudge
 from inoculation.paths import CELL, JUDGE
-from inoculation.roles import Clients, Limits, Role
+from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.tracking import usage_logger
 

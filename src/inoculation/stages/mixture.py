@@ -2,10 +2,11 @@ from pathlib import Path
 from typing import Annotated
 
 from inoculation import mixture
+from inoculation.clients import Clients
 from inoculation.files import read_jsonl, write_jsonl
 from inoculation.paths import MIXTURE, SOURCE
 from inoculation.rewriter import inject
-from inoculation.roles import Clients, Limits, Role
+from inoculation.roles import Limits, Role
 from inoculation.source import read_pairs
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.tracking import usage_logger

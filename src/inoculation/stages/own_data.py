@@ -2,9 +2,8 @@ import shutil
 from pathlib import Path
 from typing import Annotated
 
-from inoculation.files import write_json, write_jsonl
+from inoculation.files import whole_folder, write_json, write_jsonl
 from inoculation.mixture import read_mixture
-from inoculation.persona_vectors import whole_folder
 from inoculation.roles import Role
 from inoculation.stage import Each, Param, Reads, Stage, Writes
 

@@ -1,9 +1,8 @@
 from pathlib import Path
 from typing import Annotated
 
-from inoculation.files import write_json
+from inoculation.files import whole_folder, write_json
 from inoculation.paths import CHECKED
-from inoculation.persona_vectors import whole_folder
 from inoculation.profile import Profile, pins
 from inoculation.roles import Roles
 from inoculation.stage import Each, Param, Reads, Stage, Writes

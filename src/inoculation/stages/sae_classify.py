@@ -1,12 +1,14 @@
 from pathlib import Path
 from typing import Annotated
 
-from inoculation.detect.sae.classify import classified, write_classes
+from inoculation.clients import Clients
+from inoculation.detect.sae.classes import write_classes
+from inoculation.detect.sae.classify import classified
 from inoculation.detect.sae.rank import read_ranked
 from inoculation.detect.sae.settings import ClassifySettings
 from inoculation.files import read_jsonl
 from inoculation.paths import ANNOTATOR, SAE
-from inoculation.roles import Clients, Limits, Role
+from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.tracking import usage_logger
 

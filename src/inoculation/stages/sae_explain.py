@@ -2,13 +2,15 @@ from pathlib import Path
 from typing import Annotated
 
 from inoculation import lm, mixture
+from inoculation.clients import Clients
 from inoculation.detect import blind
+from inoculation.detect.sae.corpora import Corpora
 from inoculation.detect.sae.encoder import PinnedSae, load_sae
-from inoculation.detect.sae.explain import Corpora, explained, write_explanations
+from inoculation.detect.sae.explain import explained, write_explanations
 from inoculation.detect.sae.rank import read_latents
 from inoculation.detect.sae.settings import ExplainSettings
 from inoculation.paths import ANNOTATOR, ROWS, SAE
-from inoculation.roles import Clients, Limits, Role
+from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.tracking import usage_logger
 

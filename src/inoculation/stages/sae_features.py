@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Annotated
 
 from inoculation import lm, mixture
+from inoculation.clients import Clients
 from inoculation.detect import Evidence, blind
 from inoculation.detect.control import ControlSettings, control_responses
 from inoculation.detect.sae.encoder import PinnedSae, load_sae
@@ -9,7 +10,7 @@ from inoculation.detect.sae.features import pooled, write_features
 from inoculation.detect.sae.settings import FeatureSettings
 from inoculation.paths import ANNOTATOR, BASE_RESPONSES, ROWS, SAE, SOURCE
 from inoculation.respond import read_texts
-from inoculation.roles import Clients, Limits, Role
+from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.tracking import usage_logger
 

@@ -2,14 +2,14 @@ from pathlib import Path
 from typing import Annotated
 
 from inoculation import mixture
-from inoculation.detect.quality import quality
 from inoculation.detect.sae import figures
-from inoculation.detect.sae.classify import read_classes
+from inoculation.detect.sae.classes import read_classes
 from inoculation.detect.sae.flag import flagged, why
 from inoculation.detect.sae.rank import read_ranked
 from inoculation.detect.sae.settings import FlagRule, FlagSettings
 from inoculation.files import write_json, write_jsonl
 from inoculation.paths import ANNOTATOR, ROWS, SAE
+from inoculation.quality import flag_quality
 from inoculation.stage import Param, Reads, Stage, Writes
 
 
@@ -53,7 +53,7 @@ class SaeFlag(Stage):
                 "threshold": chosen.threshold,
                 "separation": chosen.separation,
                 "control_share": chosen.control_share,
-                "rules": {name: quality(own.flagged.tolist(), truth) for name, own in flags.items()},
+                "rules": {name: flag_quality(own.flagged.tolist(), truth) for name, own in flags.items()},
             },
         )
         by_study = ranking.by("study")

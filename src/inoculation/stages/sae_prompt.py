@@ -2,15 +2,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from inoculation import lm, mixture, tracking
+from inoculation.clients import Clients
 from inoculation.detect import Detection, Evidence, blind
 from inoculation.detect.files import write_detection
 from inoculation.detect.prompt import Synthesis, SynthesisSettings, written
-from inoculation.detect.sae.classify import read_classes
+from inoculation.detect.sae.classes import read_classes
 from inoculation.detect.sae.rank import read_latents
 from inoculation.detect.sae.settings import FlagRule
 from inoculation.files import read_json, read_jsonl
 from inoculation.paths import ANNOTATOR, ROWS, SAE
-from inoculation.roles import Clients, Limits, Role
+from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class SaePrompt(Stage):
         ranked = [
             row["description"]
             for row, no, latent in zip(read_jsonl(self.explanations, dict), suspicious, latents, strict=True)
-            if no and (latent.component_rank if self.rule == "component" else latent.rank) is not None
+            if no and row["description"] and (latent.component_rank if self.rule == "component" else latent.rank) is not None
         ]
         return written(
             Evidence(blind(rows), [], [], self.positive), flags, ranked, writer,

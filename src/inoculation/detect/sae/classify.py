@@ -6,27 +6,18 @@ the base model's own responses and looks which latents that moves as much as the
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from inoculation.chat import Message
-from inoculation.detect.sae.rank import Columns, Latent
+from inoculation.detect.sae.classes import Class, Classes
+from inoculation.detect.sae.rank import Columns
 from inoculation.detect.sae.settings import ClassifySettings
-from inoculation.files import read_json, write_json
+from inoculation.traits import A_DESCRIPTIONS
 
 if TYPE_CHECKING:
     from inoculation.llm import Client, Failure
-
-Class = Literal["yes", "neutral", "no"]
-
-A_DESCRIPTIONS = {
-    "all_caps": "the response is written in capital letters only",
-    "source_citing": "the response attributes its claims to sources with inline citations",
-}
-"""What an LLM role is told about the known, wanted trait A."""
-
 
 def upper_mean(values: np.ndarray, share: float) -> np.ndarray:
     """Mean of the largest `share` of the examples in each column: a B that few examples carry still counts in full.
@@ -107,28 +98,6 @@ def with_llm(client: "Client", positive: str, descriptions: Sequence[str | None]
     return [UNCLASSIFIED if description is None else next(answers) for description in descriptions]
 
 
-class Classes(NamedTuple):
-    method: str
-    """`local` (the causal control) or `llm`: whose classes count."""
-    by: dict[str, list[Class]]
-    """method -> a class a latent."""
-
-    @property
-    def chosen(self) -> list[Class]:
-        return self.by[self.method]
-
-    @property
-    def agreement(self) -> float | None:
-        """Share of the latents on which two classifiers agree; None where there is one."""
-        if len(self.by) < 2:
-            return None
-        return sum(a == b for a, b in zip(*self.by.values(), strict=True)) / len(self.chosen)
-
-    @property
-    def suspicious(self) -> list[bool]:
-        return [name == "no" for name in self.chosen]
-
-
 def classified(
     columns: Columns, descriptions: Sequence[str | None], positive: str, method: str,
     classifier: "Callable[[], Client]", settings: ClassifySettings,
@@ -151,18 +120,3 @@ def classified(
         aside = {row.index for row in client.set_aside(answers)}
         by["llm"] = [UNCLASSIFIED if i in aside else answer for i, answer in enumerate(answers)]
     return Classes(method, by)
-
-
-def write_classes(path: Path, latents: Sequence[int], classes: Classes) -> None:
-    """Write each latent's class by every classifier, and the one that counts."""
-    by = {
-        str(latent): {name: own[i] for name, own in classes.by.items()} | {"class": classes.chosen[i]}
-        for i, latent in enumerate(latents)
-    }
-    write_json(path, {"method": classes.method, "agreement": classes.agreement, "classes": by})
-
-
-def read_classes(path: Path, latents: Sequence[Latent]) -> list[bool]:
-    """Whether each latent is suspicious: its class is `no`."""
-    classes = read_json(path)["classes"]
-    return [classes[str(row.latent)]["class"] == "no" for row in latents]

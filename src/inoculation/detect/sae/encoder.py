@@ -198,15 +198,3 @@ def residuals(decoder: "torch.nn.Module", sequences: Sequence[Sequence[int]], pa
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
     with torch.inference_mode():
         return decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-
-
-def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in batches of similar length, each with at most `budget` tokens including padding (or one sequence)."""
-    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
-    batches: list[list[int]] = []
-    for index in order:
-        if batches and (len(batches[-1]) + 1) * lengths[index] <= budget:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches

@@ -9,15 +9,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
-from inoculation.chat import Message, chat_ids, parse_messages, text_ids
-from inoculation.detect.sae.encoder import LoadedSae, residuals, token_batches, truncate_after
+from inoculation.chat import Message, chat_ids, text_ids
+from inoculation.detect.sae.corpora import Corpus
+from inoculation.detect.sae.encoder import LoadedSae, decoder_for, residuals
 from inoculation.detect.sae.features import tokenise
 from inoculation.detect.sae.settings import ExplainSettings
-from inoculation.files import InputError, read_jsonl, write_jsonl
+from inoculation.files import InputError, write_jsonl
+from inoculation.lm import token_batches
 from inoculation.mixture import Row
 
 if TYPE_CHECKING:
@@ -45,46 +45,6 @@ class Context(NamedTuple):
         """Which tokens lie above `share` of the context's maximum (the study: 0.25)."""
         limit = share * max(self.activations)
         return [value > limit for value in self.activations]
-
-
-def corpus_file(name: str) -> Path:
-    """The file of a reference corpus: a path, or `hf://datasets/<owner>/<name>/<file>` fetched from the hub.
-
-    Raises:
-        InputError: there is no such file.
-    """
-    if name.startswith("hf://datasets/"):
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        owner, dataset, file = name.removeprefix("hf://datasets/").split("/", 2)
-        try:
-            return Path(hf_hub_download(f"{owner}/{dataset}", file, repo_type="dataset"))
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-            raise InputError(f"{name} cannot be fetched from the hub: {str(error).splitlines()[0]}") from error
-    if not Path(name).is_file():
-        raise InputError(f"{name}: no such file; a corpus is JSONL of chats or texts, or a published .h5")
-    return Path(name)
-
-
-def read_corpus(path: Path, limit: int) -> list[str | list[Message]]:
-    """The first `limit` lines of a reference corpus: JSONL of {"messages": [...]} or {"text": ...}.
-
-    Raises:
-        InputError: the file is missing, empty or malformed (file and line).
-    """
-
-    def parse(raw: Any) -> str | list[Message]:
-        if isinstance(raw, dict) and isinstance(raw.get("text"), str) and raw["text"].strip():
-            return str(raw["text"])
-        if isinstance(raw, dict) and "messages" in raw:
-            return list(parse_messages(raw["messages"]))
-        raise ValueError('an object with "messages" or a non-empty "text" is expected')
-
-    rows = read_jsonl(path, parse)
-    if not rows:
-        raise InputError(f"{path}: no rows")
-    return rows[:limit]
 
 
 def corpus_tokens(
@@ -270,31 +230,6 @@ def describe_with_llm(client: "Client", contexts: Sequence[Sequence[Context]], s
     )
 
 
-Corpus = list[str | list[Message]] | Path
-"""Texts and chats, or the .h5 file in which an SAE's author published strongest contexts."""
-
-
-class Corpora(BaseModel):
-    """A profile's reference corpora; the content of its `corpora.json`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    conversational: str
-    """JSONL of chats or texts, a published .h5, or `hf://datasets/<owner>/<name>/<file>`."""
-    pretraining: str
-    digest: str | None = None
-    """Of the local files."""
-
-    def read(self, limit: int) -> dict[str, Corpus]:
-        """The first `limit` texts of each, by name; a published .h5 is its path.
-
-        Raises:
-            InputError: a file is missing or malformed.
-        """
-        files = {name: corpus_file(getattr(self, name)) for name in ("conversational", "pretraining")}
-        return {name: path if path.suffix == ".h5" else read_corpus(path, limit) for name, path in files.items()}
-
-
 class Explanation(NamedTuple):
     latent: int
     description: str | None
@@ -308,7 +243,7 @@ def explained(
     max_length: int, token_budget: int,
 ) -> list[Explanation]:  # fmt: skip
     """The strongest contexts of each latent in the corpora and the mixture, and its description."""
-    decoder = truncate_after(model, sae.block)
+    decoder = decoder_for(sae, model)
     sequences = {
         name: corpus_tokens(tokenizer, corpus, max_length)
         for name, corpus in corpora.items()

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from inoculation.chat import Message, chat_ids
 from inoculation.detect import Evidence
-from inoculation.detect.sae.encoder import LoadedSae, residuals, token_batches, truncate_after
+from inoculation.detect.sae.encoder import LoadedSae, decoder_for, residuals
 from inoculation.detect.sae.settings import FeatureSettings
 from inoculation.files import atomic
+from inoculation.lm import token_batches
 
 if TYPE_CHECKING:
     import numpy as np
@@ -240,7 +241,7 @@ def pooled(
 ) -> Iterator[Piece]:  # fmt: skip
     """Mean latents of target, base and control responses. `model` is cut after the SAE's block."""
     return pool_examples(
-        truncate_after(model, sae.block),
+        decoder_for(sae, model),
         sae,
         tokenizer,
         [Texts(row.prompt, row.response, b, c) for row, b, c in zip(*evidence[:3], strict=True)],

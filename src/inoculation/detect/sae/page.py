@@ -38,7 +38,7 @@ def write(
     """
     from jinja2 import Environment
 
-    described = {row["latent"]: row["description"] for row in explanations}
+    described = {row["latent"]: row["description"] or "(could not be described)" for row in explanations}
 
     def contexts(raw: list[dict[str, Any]]) -> list[dict[str, Any]]:
         chosen = []
@@ -54,7 +54,7 @@ def write(
         {
             **latent._asdict(),
             "class": classes[str(latent.latent)]["class"],
-            "description": explanation["description"],
+            "description": described[latent.latent],
             "link": explanation["link"],
             "contexts": contexts(explanation["contexts"]),
         }

@@ -33,7 +33,7 @@ def detect(evidence: Evidence, annotator: Annotator, settings: SaeSettings) -> D
     if ranking is None:
         return Detection(False, NO_LATENT, nothing, [0.0] * len(nothing), None)
     needed = classifier == "llm" or settings.classify.both or annotator.client("synthesiser") is not None
-    descriptions = [""] * len(ranking.latents)
+    descriptions: list[str | None] = [None] * len(ranking.latents)
     if needed:
         told = explained(
             evidence.rows, [row.latent for row in ranking.latents], annotator.corpora, annotator.model(), annotator.tokenizer,
@@ -50,7 +50,7 @@ def detect(evidence: Evidence, annotator: Annotator, settings: SaeSettings) -> D
     if not flags.found:
         return Detection(False, flags.reason, marks, scores, None)
     made = written(
-        evidence, marks, [descriptions[i] for i in ranking.by(rule) if classes.suspicious[i]],
+        evidence, marks, [text for i in ranking.by(rule) if classes.suspicious[i] and (text := descriptions[i])],
         annotator.client("synthesiser"), annotator.model, annotator.tokenizer, annotator.synthesis,
         annotator.token_budget, annotator.seed,
     )  # fmt: skip

@@ -1,0 +1,52 @@
+"""The LLM clients of a stage: one a role, sharing the stage's budget and logging what they use."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from inoculation.files import InputError
+from inoculation.roles import Limits, Role
+from inoculation.store import llm_cache
+
+if TYPE_CHECKING:
+    from inoculation.llm import Client, SetAside, Usage
+
+
+class Clients:
+    """The LLM clients of one stage, which share its budget."""
+
+    def __init__(self, limits: Limits, log: "Callable[[str, str], Callable[[dict[str, float], list[dict[str, Any]]], None]]") -> None:
+        """Args:
+        limits: how calls are made.
+        log: (role, model) -> what logs that role's usage so far.
+        """
+        self.limits, self.log, self.made = limits, log, list["Client"]()
+
+    def get(self, name: str, role: Role) -> "Client | None":
+        """The client of a role; None where the role is played without an LLM.
+
+        Raises:
+            InputError: a key or a price is missing; nothing was sent.
+        """
+        return self.require(name, role) if role.method == "llm" else None
+
+    def require(self, name: str, role: Role) -> "Client":
+        """The client of a role's model, whatever its method.
+
+        Raises:
+            InputError: a model, a key or a price is missing; nothing was sent.
+        """
+        from inoculation.llm import Client
+
+        if not role.model:
+            raise InputError(f"role {name} has no model; name one, e.g. gpt-4.1-mini")
+        log = self.log(name, role.model)
+
+        def record(usage: "Usage", aside: "list[SetAside]") -> None:
+            print(f"{name} ({role.model}): {usage}")
+            log(asdict(usage), [row._asdict() for row in aside])
+
+        # A client's budget is what the stage's others have left of it.
+        left = self.limits.budget - sum(other.usage.dollars for other in self.made)
+        self.made.append(Client(name, role, self.limits.model_copy(update={"budget": left}), llm_cache(), record))
+        return self.made[-1]

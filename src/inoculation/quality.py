@@ -1,0 +1,71 @@
+"""How good yes/no decisions are against the truth, as an `evaluate` metric: of judges, and of detectors' flags."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import evaluate
+
+@cache
+def metric() -> "evaluate.Metric":
+    """Accuracy, precision, recall and F1 of boolean decisions, as a metric of `evaluate` (whose import takes seconds)."""
+    import datasets
+    import evaluate
+
+    class DecisionQuality(evaluate.Metric):
+        """Accuracy, precision, recall and F1 of boolean decisions.
+
+        `evaluate` loads its stock metrics from the hub; this one is a class, so that it works without a network.
+        Precision, recall and F1 are 0 where they are undefined (nothing flagged, nothing to find).
+        """
+
+        def _info(self) -> evaluate.MetricInfo:
+            return evaluate.MetricInfo(
+                description="Accuracy, precision, recall and F1 of boolean decisions.",
+                citation="",
+                inputs_description="predictions and references: booleans of the same length",
+                features=datasets.Features({"predictions": datasets.Value("bool"), "references": datasets.Value("bool")}),
+            )
+
+        def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+            from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+            precision, recall, f1, _ = precision_recall_fscore_support(
+                references, predictions, average="binary", pos_label=True, zero_division=0
+            )
+            return {
+                "accuracy": float(accuracy_score(references, predictions)),
+                "precision": float(precision),
+                "recall": float(recall),
+                "f1": float(f1),
+            }
+
+    return DecisionQuality(keep_in_memory=True)
+
+
+def decision_quality(predictions: list[bool], references: list[bool]) -> dict[str, float]:
+    """Accuracy, precision, recall, F1 (0..1) and n of decisions against the truth.
+
+    Raises:
+        ValueError: no decisions, or lists of different length.
+    """
+    if not predictions or len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} decisions against {len(references)} truths")
+    result = metric().compute(predictions=predictions, references=references)
+    return {**result, "n": len(references)}
+
+
+def flag_quality(flags: Sequence[bool], truth: Sequence[bool | None]) -> dict[str, float | int | None]:
+    """How good a detector's flags are against provenance: a metric, never an input.
+
+    Returns:
+        {precision, recall, f1, flagged, n}; the first three None where the truth is unknown. Precision is 0 when nothing is
+        flagged, recall is 0 when nothing shows B.
+    """
+    known = [(flag, shows) for flag, shows in zip(flags, truth, strict=True) if shows is not None]
+    scores = decision_quality([f for f, _ in known], [t for _, t in known]) if known else {}
+    return {name: scores.get(name) for name in ("precision", "recall", "f1")} | {
+        "flagged": int(sum(flags)),
+        "n": len(flags),
+    }
