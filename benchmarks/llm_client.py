@@ -21,22 +21,23 @@ from openai_server import Server, serve  # noqa: E402
 
 from inoculation.judge.llm import CITING, YES_NO, Item, judge  # noqa: E402
 from inoculation.llm import Client  # noqa: E402
-from inoculation.params import Limits, Role  # noqa: E402
+from inoculation.roles import Limits, Role  # noqa: E402
 
 CALLS, CONCURRENCY, LATENCY = 2000, 50, 0.5
 FAULTS = {"429": 0.05, "500": 0.02, "reset": 0.01, "hang": 0.01}
 
 
-def run(url: str, cache: Path) -> tuple[float, list[float | None]]:
-    role = Role(method="llm", model="openai/judge", api_base=url, price=[0.4, 1.6])
-    limits = Limits(concurrency=CONCURRENCY, attempts=6, timeout=120, patience=900, budget=20, tracing=False)
+def run(url: str, cache: Path) -> tuple[float, list[object]]:
+    role = Role(method="llm", model="openai/judge", api_base=url)
+    limits = Limits(concurrency=CONCURRENCY, attempts=6, timeout=120, patience=900, budget=20, failures=0.02, tracing=False,
+                    prices={"openai/judge": [0.4, 1.6]})  # fmt: skip
     items = [Item(CITING, YES_NO, f"Question {i}?", f"Answer {i}, with pain and fear." * (i % 2)) for i in range(CALLS)]
     started = time.monotonic()
     scores = judge(Client("judge", role, limits, cache), items)
     return time.monotonic() - started, scores
 
 
-def timed(faults: dict[str, float], folder: Path, name: str) -> tuple[float, list[float | None]]:
+def timed(faults: dict[str, float], folder: Path, name: str) -> tuple[float, list[object]]:
     with serve(Server(latency=LATENCY, faults=faults)) as server:
         seconds, scores = run(server.url, folder / name)
         assert len(server.answered) == CALLS and len(scores) == CALLS, "every call is answered"

@@ -22,7 +22,7 @@ def measure(count: int) -> dict[str, float]:
     from inoculation import lm
     from inoculation.chat import Message
     from inoculation.detect.sae import rank
-    from inoculation.detect.sae.encoder import load_sae, truncate_after
+    from inoculation.detect.sae.encoder import decoder_for, load_sae
     from inoculation.detect.sae.features import Texts, pool_examples, read_features, write_features
     from inoculation.params import load_params
 
@@ -33,8 +33,8 @@ def measure(count: int) -> dict[str, float]:
     s = params.sae
     ref = lm.ModelRef(model="data/pocket_world/model")
     tokenizer = lm.load_tokenizer(ref)
-    sae = load_sae(params.world.sae.release, params.world.sae.id, lm.device())
-    decoder = truncate_after(lm.load_model(ref), sae.block)
+    sae = load_sae(params.profiles["pocket"].sae, None, lm.device())
+    decoder = decoder_for(sae, lm.load_model(ref))
     texts: list[Texts] = []
     with CHATS.open() as lines:
         answer = "Nothing."
@@ -50,16 +50,14 @@ def measure(count: int) -> dict[str, float]:
     loaded, start = peak(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.parquet"
+        chosen, budget = s.features, params.profiles["pocket"].machine.token_budget
         pieces = pool_examples(
-            decoder, sae, tokenizer, texts, s.pool == "response_tokens", s.length_match, s.max_length, s.token_budget
+            decoder, sae, tokenizer, texts, chosen.pool == "response_tokens", chosen.length_match, chosen.max_length, budget
         )
         write_features(path, pieces)
         features, features_peak = time.monotonic() - start, peak()
         start = time.monotonic()
-        moments = rank.moments(read_features(path), "whole")
-        component = rank.component(read_features(path), moments)
-        latents = rank.table(rank.moments(read_features(path), "matched"), component, s.latents)
-        rank.columns(read_features(path), moments, component, [row.latent for row in latents])
+        rank.ranked(lambda: read_features(path), s.latents)
         megabytes = path.stat().st_size / 2**20
     return {
         "examples": count, "loaded": loaded, "features_peak": features_peak, "rank_peak": peak(),

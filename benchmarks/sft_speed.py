@@ -20,8 +20,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from inoculation import lm
 from inoculation.chat import Message, chat_ids
-from inoculation.groups import TrainingChat
-from inoculation.mixture import Row
+from inoculation.mixture import Row, TrainingChat
 from inoculation.params import load_params
 from inoculation.respond import generate
 from inoculation.train import train
@@ -81,25 +80,26 @@ def main() -> None:
     parser.add_argument("--examples", type=int, required=True)
     parser.add_argument("--tokens", type=int, default=300, help="words of a response, about")
     arguments = parser.parse_args()
-    profile = load_params().profiles[arguments.profile]
+    params = load_params()
+    profile = params.profiles[arguments.profile]
+    settings = params.train[profile.train]
     start = time.monotonic()
     make_model(arguments.model)
     print(f"model made in {time.monotonic() - start:.0f} s")
-    ref = lm.ModelRef(model=str(arguments.model))
     examples = chats(arguments.examples, arguments.tokens)
-    for load_in_4bit in (profile.train.load_in_4bit, True):
-        own = profile.model_copy(update={"train": profile.train.model_copy(update={"load_in_4bit": load_in_4bit})})
+    for load_in_4bit in (profile.load_in_4bit, True):
+        ref = lm.ModelRef(model=str(arguments.model), dtype=profile.dtype, load_in_4bit=load_in_4bit)
         folder = Path(tempfile.mkdtemp())
         times: list[float] = []
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         result = train(
-            ref, own, examples, 0, folder / "adapter", folder / "work",
+            ref, settings, profile.machine, params.save_steps, examples, 0, folder / "adapter", folder / "work",
             lambda step, metrics, times=times: times.append(time.monotonic()),
         )  # fmt: skip
         seconds = (times[-2] - times[0]) / (5 * (len(times) - 2))  # between the first and the last of every fifth step
-        each = seconds / profile.train.batch_size
+        each = seconds / settings.batch_size
         print(
             f"4 bit {load_in_4bit}: {result.steps} steps, {result.supervised_tokens / result.examples:.0f} response tokens an "
             f"example, {seconds:.2f} s a step, {each * 1000:.0f} ms an example, loss {result.train_loss:.2f}, "
@@ -107,8 +107,8 @@ def main() -> None:
             flush=True,
         )
         tokenizer = lm.load_tokenizer(ref)
-        model = lm.with_adapter(lm.load_model(ref, profile.dtype, load_in_4bit), folder / "adapter")
-        prompts = [chat_ids(tokenizer, chat.row.prompt) for chat in examples[: profile.batch_size]]
+        model = lm.with_adapter(lm.load_model(ref), folder / "adapter")
+        prompts = [chat_ids(tokenizer, chat.row.prompt) for chat in examples[: profile.machine.batch_size]]
         start = time.monotonic()
         generate(model, tokenizer, prompts, 64, 1.0, 0)
         took = time.monotonic() - start
