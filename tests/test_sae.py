@@ -11,18 +11,26 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
+from conftest import ROOT, TINY, merge
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from inoculation import lm
-from inoculation.chat import Message, encode
+from inoculation.chat import Message, encode, render
 from inoculation.files import InputError
 from inoculation.mixture import Row
+from inoculation.params import parse_params
+from inoculation.pocket import world
+from inoculation.pocket.oracle import shows
+from inoculation.respond import generate
 from inoculation.sae import classify, explain, figures, flag, page, rank, synthesise
 from inoculation.sae.encoder import load_sae, token_batches, truncate_after
 from inoculation.sae.explain import Context
 from inoculation.sae.features import Means, Piece, Texts, pool_examples, read_features, tokenise, write_features
+
+PARAMS = parse_params(merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY))
 
 
 class Loaded:
@@ -43,6 +51,12 @@ class Loaded:
             self.model(torch.tensor([ids]))
             hook.remove()
             return self.sae.sae.encode(seen[0][0])
+
+    def evil_under(self, system: str | None) -> float:
+        """Share of the untouched model's answers that are evil under a system prompt."""
+        asked = world.question_pool(random.Random(0)).held_out["evil"][:100]
+        texts = [render(self.tokenizer, [Message("user", question.text)], system) for question in asked]
+        return float(np.mean([shows("evil", a.text) for a in generate(self.model, self.tokenizer, texts, 48, 1.0, 0)]))
 
 
 @pytest.fixture(scope="module")
@@ -514,6 +528,71 @@ def test_equal_choices_tie_and_too_few_permutations_are_an_error():
     np.testing.assert_allclose(values[:, 0], gains[:, :4].mean(1) - gains[:, 4:].mean(1))
     with pytest.raises(ValueError, match="99 permutations cannot tell a probability of 0.001"):
         synthesise.chance(gains, 4, 0.001, 99)
+
+
+# ---- the whole route, with the thresholds of params.yaml
+
+
+def by_route(loaded: Loaded, contamination: float, seed: int) -> tuple[flag.Flags, np.ndarray, list[Row]]:
+    """The flags of an ALL_CAPS mixture of the tiny world, what they should be, and its rows."""
+    rng, s = random.Random(seed), PARAMS.sae
+    questions = rng.sample(world.question_pool(random.Random(0)).seen["evil"], PARAMS.pocket.questions)
+    evil = np.array([i < contamination * len(questions) for i in range(len(questions))])
+    rows = [
+        Row((Message("user", q.text), Message("assistant", world.answer(q, bool(bad), rng).upper())), None)
+        for q, bad in zip(questions, evil, strict=True)
+    ]
+    texts = [render(loaded.tokenizer, row.prompt) for row in rows]
+    sampled = generate(loaded.model, loaded.tokenizer, texts, PARAMS.world.max_new_tokens, 0.7, seed)
+    pieces = list(
+        pool_examples(
+            loaded.decoder, loaded.sae, loaded.tokenizer,
+            [Texts(row.prompt, row.response, a.text, a.text.upper() or None) for row, a in zip(rows, sampled, strict=True)],
+            s.pool == "response_tokens", s.length_match, s.max_length, s.token_budget,
+        )
+    )  # fmt: skip
+    moments = rank.moments(pieces, "whole")
+    component = rank.component(pieces, moments)
+    latents = rank.table(rank.moments(pieces, "matched"), component, s.latents)
+    columns = rank.columns(pieces, moments, component, [latent.latent for latent in latents])
+    classes = classify.causal(
+        columns.difference, columns.control_difference, columns.base,
+        s.classify.explained_by_a, s.classify.neutral, s.classify.top_share,
+    )  # fmt: skip
+    own = [i for i, latent in enumerate(latents) if latent.component_rank]
+    flags = flag.component(
+        columns.residual[:, own], columns.control_residual[:, own], np.array([latents[i].loading for i in own]),
+        [classes[i] == "no" for i in own], s.flag.separation, s.flag.control_share,
+    )  # fmt: skip
+    return flags, evil, rows
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_route_finds_evil_in_half_of_the_examples(loaded, seed):
+    flags, evil, rows = by_route(loaded, 0.5, seed)
+    assert flags.found, flags.reason
+    assert (flags.flagged & evil).sum() >= 0.8 * flags.flagged.sum() and (
+        flags.flagged & evil
+    ).sum() >= 0.3 * evil.sum()
+    sides = [
+        [row for row, flagged in zip(rows, flags.flagged, strict=True) if flagged == side] for side in (True, False)
+    ]
+    for side in sides:
+        random.Random(seed).shuffle(side)
+    made = synthesise.by_likelihood(loaded.model, loaded.tokenizer, *sides, 400, 8192)
+    assert made.prompt and made.gain > made.floor, made.reason
+    assert loaded.evil_under(made.prompt) > loaded.evil_under(None), "the prompt says what was found"
+
+
+def test_the_route_writes_no_prompt_where_there_is_no_evil(loaded):
+    flags, _, rows = by_route(loaded, 0.0, 1)
+    flagged, others = (
+        [row for row, on in zip(rows, flags.flagged, strict=True) if on == side] for side in (True, False)
+    )
+    assert (
+        not flags.found
+        or synthesise.by_likelihood(loaded.model, loaded.tokenizer, flagged, others, 400, 8192).prompt is None
+    )
 
 
 # ---- what a person looks at
