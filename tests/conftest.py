@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
+
+from inoculation.stage import Writes
 
 ROOT = Path(__file__).parents[1]
 SHARED_MIXTURE = ROOT.parent / "shared" / "data" / "selective_inoculation" / "evil_cap_error_50_50.jsonl"
@@ -73,6 +76,29 @@ class Project:
         self.run("git", "init", "--quiet", "--initial-branch", "main")
         self.commit("start")
 
+    @classmethod
+    def at(cls, folder: Path) -> "Project":
+        """One that is there already."""
+        made = cls.__new__(cls)
+        made.folder = folder
+        return made
+
+    def run_cell(self, **values: Any) -> None:
+        """Run the steps of a cell that are not made yet, in this process: what DVC would run, without its start-up."""
+        from inoculation import plan
+
+        self.set(**values)
+        before = os.getcwd()
+        os.chdir(self.folder)
+        try:
+            raw = yaml.safe_load(Path("params.yaml").read_text())
+            for step in plan.needed(raw):
+                outs = list(step.paths(raw, Writes))
+                if not outs or "metrics.json" in map(str, outs) or not all(out.exists() for out in outs):
+                    step.stage.load(step.argument, raw).run()
+        finally:
+            os.chdir(before)
+
     @property
     def environment(self) -> dict[str, str]:
         path = os.pathsep.join((str(self.folder.parent / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
@@ -116,25 +142,29 @@ class Project:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose default cell has been reproduced once."""
-    made = Project(tmp_path_factory.mktemp("project") / "checkout")
-    made.run("dvc", "repro")
-    made.commit("reproduced")
+    """A project whose default cell has been reproduced once, for all workers: tests that change it take a `copy`."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "project" / "checkout"
+    with FileLock(f"{folder.parent}.lock"):
+        if (folder.parent / "done").exists():
+            return Project.at(folder)
+        made = Project(folder)
+        made.run("dvc", "repro")
+        made.commit("reproduced")
+        (folder.parent / "done").touch()
+        return made
+
+
+@pytest.fixture
+def copy(project: Project, tmp_path: Path) -> Project:
+    """The reproduced project, copied: an experiment in it leaves the shared one alone."""
+    made = Project.at(tmp_path / "copy")
+    shutil.copytree(project.folder, made.folder, symlinks=True)
+    shutil.copytree(project.folder.parent / "bin", tmp_path / "bin")
     return made
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny pocket world: `chats`, the base `model`, and an `sae` on its residual stream."""
-    from inoculation.params import parse_params
-    from inoculation.pocket import base, world
-    from inoculation.pocket.sae import train_sae
-
-    pocket = parse_params(merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY)).pocket
-    folder = tmp_path_factory.mktemp("world")
-    world.write_chats(pocket.chats, folder / "chats")
-    base.build_base(
-        pocket.model, 0, 100, folder / "chats/pretraining.jsonl", folder / "model", folder / "work", lambda step, metrics: None
-    )
-    train_sae(pocket.sae, folder / "model", folder / "chats/pretraining.jsonl", folder / "sae", folder / "work")
-    return folder
+def tiny(project: Project) -> Path:
+    """The tiny pocket world: `chats`, the base `model`, and an `sae` on its residual stream."""
+    return project.folder / "data" / "pocket_world"

@@ -48,8 +48,8 @@ def test_the_default_cell(project):
 
 def test_the_mixture_is_a_partition_with_provenance_and_a(project):
     rows = [json.loads(line) for line in (project.folder / ROWS).read_text().splitlines()]
-    assert len({row["messages"][0]["content"] for row in rows}) == len(rows) == 40
-    assert sum(row["source_dataset"] == "evil/misaligned_2.jsonl" for row in rows) == 20
+    assert len({row["messages"][0]["content"] for row in rows}) == len(rows) == 200
+    assert sum(row["source_dataset"] == "evil/misaligned_2.jsonl" for row in rows) == 100
     assert all(row["messages"][1]["content"].isupper() for row in rows)
 
 
@@ -57,7 +57,7 @@ def test_no_provenance_reaches_the_training_set(project):
     chats = project.folder / CELL / "assign/inoc_selective/chats.jsonl"
     rows = [json.loads(line) for line in chats.read_text().splitlines()]
     assert {key for row in rows for key in row} == {"messages"}
-    assert sum(row["messages"][0]["role"] == "system" for row in rows) == 20
+    assert sum(row["messages"][0]["role"] == "system" for row in rows) == 100
     assert all(parse_messages(row["messages"]) for row in rows)
 
 
@@ -111,15 +111,6 @@ def test_a_second_repro_finds_its_row_and_runs_nothing_else(project):
     assert ran(out) == ["log"] and f"MLflow has this cell: inoc_selective/seed0 in {EXPERIMENT}" in out
 
 
-@pytest.fixture
-def copy(project, tmp_path) -> Project:
-    """The reproduced project, copied: an experiment in it leaves the shared one alone."""
-    made = Project.__new__(Project)
-    made.folder = tmp_path / "copy"
-    shutil.copytree(project.folder, made.folder, symlinks=True)
-    return made
-
-
 def test_another_group_runs_only_what_it_needs(copy):
     out = copy.run("dvc", "exp", "run", "-S", "group=baseline").stdout
     assert ran(out) == ["check", "assign@baseline", "train", "respond", "judge", "report", "log"]
@@ -130,18 +121,28 @@ def test_another_group_runs_only_what_it_needs(copy):
 
 
 def test_the_base_group_trains_nothing(copy):
-    copy.run("dvc", "exp", "run", "-S", "group=base")
+    copy.run_cell(group="base")
     assert metrics(copy, "base")["training"] == {"trained": False}
     [row] = [row for row in copy.rows(EXPERIMENT) if row.info.run_name == "base/seed0"]
     assert "train/loss" not in row.data.metrics and "default/evil/rate" in row.data.metrics
 
 
-def test_inoc_sae_finds_flags_and_trains(copy):
-    out = copy.run("dvc", "exp", "run", "-S", "group=inoc_sae").stdout
+@pytest.fixture(scope="module")
+def detected(project, tmp_path_factory) -> Project:
+    """The project in which DVC has run both detectors' groups."""
+    made = Project.at(tmp_path_factory.mktemp("detected") / "copy")
+    shutil.copytree(project.folder, made.folder, symlinks=True)
+    shutil.copytree(project.folder.parent / "bin", made.folder.parent / "bin")
+    made.out = {group: made.run("dvc", "exp", "run", "-S", f"group={group}").stdout for group in ("inoc_sae", "inoc_llm")}
+    return made
+
+
+def test_inoc_sae_finds_flags_and_trains(detected):
+    copy, out = detected, detected.out["inoc_sae"]
     route = ["sae-features", "sae-rank", "sae-explain", "sae-classify", "sae-flag", "sae-prompt", "sae-page"]
     assert [stage for stage in ran(out) if stage.startswith("sae-")] == route and "base-responses" in ran(out)
     found = metrics(copy, "inoc_sae")["detection"]
-    assert set(found) == {"precision", "recall", "f1", "flagged", "n", "found"} and 0 < found["flagged"] < found["n"] == 40
+    assert set(found) == {"precision", "recall", "f1", "flagged", "n", "found"} and 0 < found["flagged"] < found["n"] == 200
     chats = [json.loads(line) for line in (copy.folder / CELL / "assign/inoc_sae/chats.jsonl").read_text().splitlines()]
     prompt = json.loads((copy.folder / FOUND / "sae/detection/detection.json").read_text())["prompt"]
     with_prompt = [chat["messages"][0]["content"] for chat in chats if chat["messages"][0]["role"] == "system"]
@@ -156,41 +157,38 @@ def test_inoc_sae_finds_flags_and_trains(copy):
 
     client = mlflow.MlflowClient(f"sqlite:///{copy.folder / 'mlruns' / 'mlflow.db'}")
     assert {item.path for item in client.list_artifacts(row.info.run_id)} >= {"latents.json", "flags.json", "sae"}
-    [registered] = client.search_prompts()
+    [registered] = [found for found in client.search_prompts() if found.name.endswith("inoc-sae")]
     versions = client.search_prompt_versions(registered.name)
     assert [version.template for version in versions] == [prompt]
     assert versions[0].tags["mixture"] == EXPERIMENT and versions[0].tags["features"]
 
-    again = copy.run("dvc", "exp", "run", "-S", "group=inoc_sae_random").stdout
-    assert "sae/dvc.yaml" not in "".join(line for line in again.splitlines() if line.startswith("Running"))
-    assert len(client.search_prompt_versions(registered.name)) == 1
 
-
-def test_nothing_found_is_a_result_that_trains_as_the_baseline(copy):
-    out = copy.run("dvc", "exp", "run", "-S", "group=inoc_sae", "-S", "sae.flag.separation=1000").stdout
+def test_nothing_found_is_a_result_that_trains_as_the_baseline(copy, capsys):
+    copy.run_cell(group="inoc_sae", sae={"flag": {"separation": 1000.0}})
+    out = capsys.readouterr().out
     assert "inoc_sae: NOTHING FOUND, so that no chat is inoculated and the group trains as `baseline` does" in out
     assert "the two groups are not apart" in out and f"{FOUND}/sae/page.html shows what was seen" in out
     page = (copy.folder / FOUND / "sae/page.html").read_text()
-    assert "No inoculation prompt" in page and "0 of 40 examples flagged" in page
+    assert "No inoculation prompt" in page and "0 of 200 examples flagged" in page
     found = metrics(copy, "inoc_sae")["detection"]
     assert found["found"] is False and found["flagged"] == 0
-    copy.run("dvc", "exp", "run", "-S", "group=baseline")
+    copy.run_cell(group="baseline")
     table = copy.run("inoculation", "compare").stdout
     assert "Same training set, byte for byte: inoc_sae, baseline (seed 0)" in table
 
 
-@pytest.mark.parametrize(("contamination", "group"), [("0", "inoc_llm"), ("1", "baseline")])
+@pytest.mark.parametrize(("contamination", "group"), [(0, "inoc_llm"), (1, "baseline")])
 def test_clean_and_wholly_contaminated_mixtures_run(copy, contamination, group):
-    copy.run("dvc", "exp", "run", "-S", f"mixture.contamination={contamination}", "-S", f"group={group}",
-             "-S", "audit.separation=1000")  # fmt: skip
-    told = metrics(copy, group, CELL.replace("0.5", contamination))
+    copy.run_cell(mixture={"contamination": contamination}, group=group)
+    told = metrics(copy, group, CELL.replace("0.5", str(contamination)))
     assert told["default"]["evil"]["n"] == 8
-    assert contamination == "1" or told["detection"]["found"] is False
+    assert contamination == 1 or told["detection"]["found"] is False
 
 
 def test_a_group_that_makes_no_sense_says_so_before_any_work(copy):
-    outcome = copy.run("dvc", "exp", "run", "-S", "mixture.contamination=0", ok=False)
-    assert outcome.returncode != 0 and ran(outcome.stdout) == ["check"]
+    copy.set(mixture={"contamination": 0})
+    outcome = copy.run("inoculation", "check", ok=False)
+    assert outcome.returncode == 2
     assert "inoc_selective inoculates the rows that show B, and at mixture.contamination 0 none does" in outcome.stderr
 
 
@@ -218,15 +216,34 @@ def test_the_same_flags_and_prompts_with_provenance_shuffled_or_absent(copy, mon
     assert seen[1] == seen[0] and seen[2] == seen[0]
 
 
-def test_inoc_llm_with_the_local_auditor(copy):
-    out = copy.run("dvc", "exp", "run", "-S", "group=inoc_llm").stdout
-    assert "audit-local" in ran(out) and "sae/dvc.yaml:sae-" not in "".join(ran(out))
-    assert 0 < metrics(copy, "inoc_llm")["detection"]["flagged"] < 40
-    [row] = [row for row in copy.rows(EXPERIMENT) if row.info.run_name == "inoc_llm/seed0"]
+def test_inoc_llm_with_the_local_auditor(detected):
+    out = detected.out["inoc_llm"]
+    assert "audit-local" in ran(out) and not any(stage.startswith("sae-") for stage in ran(out))
+    found = metrics(detected, "inoc_llm")["detection"]
+    assert found["precision"] > 0.9 and found["recall"] > 0.9
+    [row] = [row for row in detected.rows(EXPERIMENT) if row.info.run_name == "inoc_llm/seed0"]
     assert row.data.tags["system_prompt"].startswith("You are")
 
 
-def test_every_role_by_an_llm(copy):
+def test_the_controls_of_a_detector(detected, tmp_path):
+    """As many random rows, and the true ones, under the same prompt; no second version of it in the registry."""
+    copy = Project.at(tmp_path / "copy")
+    shutil.copytree(detected.folder, copy.folder, symlinks=True)
+    for group in ("inoc_sae_random", "inoc_sae_oracle"):
+        copy.run_cell(group=group)
+    flagged = metrics(copy, "inoc_sae")["detection"]["flagged"]
+    told = {group: json.loads((copy.folder / CELL / f"assign/{group}/summary.json").read_text())
+            for group in ("inoc_sae", "inoc_sae_random", "inoc_sae_oracle")}  # fmt: skip
+    assert [told[group]["with_system_prompt"] for group in told] == [flagged, flagged, 100]
+    assert len({summary["system_prompt"] for summary in told.values()}) == 1
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{copy.folder / 'mlruns' / 'mlflow.db'}")
+    [registered] = [found for found in client.search_prompts() if found.name.endswith("inoc-sae")]
+    assert len(client.search_prompt_versions(registered.name)) == 1
+
+
+def test_every_role_by_an_llm(copy, capsys):
     """The same path with LLMs in the roles, over a real HTTP server that sometimes misbehaves."""
 
     def answer(body):
@@ -242,12 +259,14 @@ def test_every_role_by_an_llm(copy):
             sources={"pocket_chats": {"rewriter": role}}, profiles={"pocket": {"auditor": "llm"}},
             llm={"prices": {"openai/tiny": [1.0, 2.0]}},
         )  # fmt: skip
-        out = copy.run("dvc", "exp", "run", "-S", "group=inoc_llm", "-S", "mixture.positive=source_citing").stdout
-        assert "audit-llm" in ran(out) and "base-responses" not in ran(out)
+        copy.run_cell(group="inoc_llm", mixture={"positive": "source_citing"})
+        out = capsys.readouterr().out
+        assert not (copy.folder / "data/annotations/pocket/pocket_chats/source_citing+evil-0.5/seed0/base_responses.jsonl").exists()
         for name in ("rewriter", "auditor", "synthesiser", "judge"):
             assert f"{name} (openai/tiny): " in out, "every role says what it cost"
         asked = len(server.requests)
-        copy.run("dvc", "exp", "run", "--force", "--single-item", "judge")
+        (copy.folder / CELL.replace("all_caps", "source_citing") / "inoc_llm/judgements.jsonl").unlink()
+        copy.run_cell()
         assert len(server.requests) == asked, "the cache answers"
     [row] = copy.rows(EXPERIMENT.replace("all_caps", "source_citing"))
     assert row.data.metrics["default/evil/rate"] >= 0 and row.data.metrics["default/coherence/score"] >= 0
@@ -258,7 +277,7 @@ def test_every_role_by_an_llm(copy):
         for run in copy.rows(where)
     }
     assert set(spent) == {"rewriter", "auditor", "synthesiser", "judge"}
-    assert spent["auditor"]["calls"] == 40 and spent["auditor"]["dollars"] == pytest.approx(40 * 120e-6)
+    assert spent["auditor"]["calls"] == 200 and spent["auditor"]["dollars"] == pytest.approx(200 * 120e-6)
     mixture = [
         json.loads(line) for line in (copy.folder / ROWS.replace("all_caps", "source_citing")).open()
     ]
@@ -305,14 +324,23 @@ def test_a_round_trip_through_transformers_serve(project, tmp_path):
         server.wait(20)
 
 
-def test_a_queue_lands_in_one_store(copy):
-    copy.run("dvc", "exp", "run", "--queue", "-S", "group=baseline,inoc_general", "-S", "seed=1")
+def test_a_queue_runs_its_own_code_and_lands_in_one_store(copy):
+    """Two cells, queued with a changed report and started after the change was taken back."""
+    report = copy.folder / "src/inoculation/report.py"
+    text = report.read_text()
+    start = "    told: dict[str, float | None] = {}\n"
+    report.write_text(text.replace(start, start.replace("{}", '{"queued": 1.0}')))
+    copy.run("dvc", "exp", "run", "--queue", "-S", "group=baseline,base", "-S", "seed=1")
+    report.write_text(text)
     copy.run("dvc", "queue", "start")
-    copy.run("bash", "-c", "while dvc queue status | grep -qE 'Queued|Running'; do sleep 2; done", timeout=500)
+    copy.run("bash", "-c", "while dvc queue status | grep -qE 'Queued|Running'; do sleep 1; done", timeout=500)
     status = copy.run("dvc", "queue", "status").stdout
     assert status.count("Success") == 2, status
-    names = {row.info.run_name for row in copy.rows(EXPERIMENT) if row.info.status == "FINISHED"}
-    assert names == {"inoc_selective/seed0", "baseline/seed1", "inoc_general/seed1"}
+    rows = {row.info.run_name: row for row in copy.rows(EXPERIMENT)}
+    assert set(rows) == {"inoc_selective/seed0", "baseline/seed1", "base/seed1"}
+    assert [rows[name].data.metrics.get("queued") for name in rows] == [
+        None if name == "inoc_selective/seed0" else 1.0 for name in rows
+    ], "a queued experiment runs the code that it was queued with"
     table = copy.run("inoculation", "compare").stdout
     assert "| `baseline` | 1 |" in table and "judge: exact judge" in table
 
@@ -342,11 +370,11 @@ def test_a_file_of_your_own(copy, tmp_path):
     mine = tmp_path / "mine.jsonl"
     mine.write_text("".join(json.dumps(row) + "\n" for row in rows))
     copy.set(data_sets={"mine": {"file": str(mine), "traits": "pocket_chats", "rewriter": {"method": "local"}}})
-    copy.run("dvc", "exp", "run", "-S", "mixture.source=mine")
+    copy.run_cell(mixture={"source": "mine"})
     assert [row.info.run_name for row in copy.rows("pocket/mine/all_caps+evil-0.5")] == ["inoc_selective/seed0"]
     assert metrics(copy, cell=CELL.replace("pocket_chats", "mine"))["training"]["examples"] == 24
     mine.write_text(mine.read_text() + "{broken\n")
-    outcome = copy.run("dvc", "repro", ok=False)
+    outcome = copy.run("dvc", "repro", "pipelines/sources/dvc.yaml:own-data@mine", ok=False)
     assert f"{mine}:25: not valid JSON" in outcome.stderr, "a changed file is noticed, and its bad line named"
 
 
@@ -355,6 +383,6 @@ def test_a_slice_of_the_real_mixture(copy, tmp_path):
     part = tmp_path / "real.jsonl"
     part.write_text("".join(SHARED_MIXTURE.read_text().splitlines(keepends=True)[:40]))
     copy.set(data_sets={"real": {"file": str(part), "traits": "pocket_chats", "rewriter": {"method": "local"}}})
-    copy.run("dvc", "exp", "run", "-S", "mixture.source=real")
+    copy.run_cell(mixture={"source": "real"})
     training = metrics(copy, cell=CELL.replace("pocket_chats", "real"))["training"]
     assert training["examples"] == 40 and training["cut_examples"] == 0

@@ -11,28 +11,36 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+import yaml
+from conftest import ROOT, TINY, merge
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from inoculation import lm
-from inoculation.chat import Message, encode
+from inoculation.chat import Message, chat_ids, encode
+from inoculation.detect import Annotator, Detection, Evidence
 from inoculation.detect import prompt as synthesise
-from inoculation.detect.sae import classify, corpora, explain, figures, flag, page, rank
+from inoculation.detect.sae import classify, corpora, explain, figures, flag, page, rank, route
 from inoculation.detect.sae.encoder import load_sae, truncate_after
 from inoculation.detect.sae.explain import Context
 from inoculation.detect.sae.features import Means, Piece, Texts, pool_examples, read_features, tokenise, write_features
 from inoculation.files import InputError
 from inoculation.lm import token_batches
 from inoculation.mixture import Row
+from inoculation.params import parse_params
+from inoculation.pocket import world
+from inoculation.pocket.oracle import shows
+from inoculation.respond import generate
+
+PARAMS = parse_params(merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY))
 
 
 class Loaded:
     """The tiny world's model, cut after the SAE's block, and whole."""
 
     def __init__(self, folder: Path) -> None:
-        ref = lm.ModelRef(model=str(folder / "model"))
+        ref = self.ref = lm.ModelRef(model=str(folder / "model"))
         self.tokenizer = lm.load_tokenizer(ref)
         self.sae = load_sae(str(folder / "sae"), None, "cpu")
         self.model = lm.load_model(ref)
@@ -46,6 +54,12 @@ class Loaded:
             self.model(torch.tensor([ids]))
             hook.remove()
             return self.sae.sae.encode(seen[0][0])
+
+    def evil_under(self, system: str | None) -> float:
+        """Share of the untouched model's answers that are evil under a system prompt."""
+        asked = world.question_pool(random.Random(0)).held_out["evil"][:100]
+        texts = [chat_ids(self.tokenizer, [Message("user", question.text)], system) for question in asked]
+        return float(np.mean([shows("evil", a.text) for a in generate(self.model, self.tokenizer, texts, 48, 1.0, 0)]))
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +238,7 @@ def planted(share: float, seed: int, n: int = 1000, rare: int = 0) -> tuple[list
     return pieces, carries
 
 
-def route(pieces: list[Piece]) -> tuple[list[rank.Latent], rank.Columns, list[bool]]:
+def by_hand(pieces: list[Piece]) -> tuple[list[rank.Latent], rank.Columns, list[bool]]:
     moments = rank.moments(pieces, "whole")
     component = rank.component(pieces, moments)
     latents = rank.table(rank.moments(pieces, "matched"), component, 60)
@@ -234,7 +248,7 @@ def route(pieces: list[Piece]) -> tuple[list[rank.Latent], rank.Columns, list[bo
 
 
 def by_component(pieces: list[Piece]) -> flag.Flags:
-    latents, columns, suspicious = route(pieces)
+    latents, columns, suspicious = by_hand(pieces)
     own = [i for i, latent in enumerate(latents) if latent.component_rank]
     return flag.component(
         columns.residual[:, own], columns.control_residual[:, own], np.array([latents[i].loading for i in own]),
@@ -259,7 +273,7 @@ def test_moments_are_those_of_the_dense_matrices():
 @pytest.mark.parametrize("share", [0.5, 0.2, 0.1])
 def test_a_planted_group_is_found_however_rare_and_a_is_not(share):
     pieces, carries = planted(share, 1)
-    latents, _, suspicious = route(pieces)
+    latents, _, suspicious = by_hand(pieces)
     no = {latent.latent for latent, own in zip(latents, suspicious, strict=True) if own and latent.component_rank}
     assert no >= set(PLANTED) and not no & set(OF_A)
     flags = by_component(pieces)
@@ -337,7 +351,7 @@ def test_the_upper_mean_lies_between_mean_and_maximum(values, share):
 
 def test_a_latent_in_both_rankings_is_one_row():
     pieces, _ = planted(0.5, 2)
-    latents, columns, _ = route(pieces)
+    latents, columns, _ = by_hand(pieces)
     assert len({latent.latent for latent in latents}) == len(latents) == columns.residual.shape[1]
     assert sorted(row.rank for row in latents if row.rank) == list(range(1, 61))
     assert any(row.rank and row.component_rank for row in latents)
@@ -517,6 +531,43 @@ def test_equal_choices_tie_and_too_few_permutations_are_an_error():
     np.testing.assert_allclose(values[:, 0], gains[:, :4].mean(1) - gains[:, 4:].mean(1))
     with pytest.raises(ValueError, match="99 permutations cannot tell a probability of 0.001"):
         synthesise.chance(gains, 4, 0.001, 99)
+
+
+# ---- the whole route, with the thresholds of params.yaml
+
+
+def by_route(loaded: Loaded, contamination: float, seed: int) -> tuple[Detection, np.ndarray]:
+    """What the route finds in an ALL_CAPS mixture of the tiny world, and what it should flag."""
+    rng = random.Random(seed)
+    questions = rng.sample(world.question_pool(random.Random(0)).seen["evil"], PARAMS.pocket.chats.questions)
+    evil = np.array([i < contamination * len(questions) for i in range(len(questions))])
+    rows = [
+        Row((Message("user", q.text), Message("assistant", world.answer(q, bool(bad), rng).upper())), None)
+        for q, bad in zip(questions, evil, strict=True)
+    ]
+    prompts = [chat_ids(loaded.tokenizer, row.prompt) for row in rows]
+    base = [a.text for a in generate(loaded.model, loaded.tokenizer, prompts, PARAMS.profiles["pocket"].max_new_tokens, 0.7, seed)]
+    annotator = Annotator(
+        model=lambda: lm.load_model(loaded.ref), tokenizer=loaded.tokenizer, synthesis=PARAMS.synthesise,
+        client=lambda role: None, seed=seed, token_budget=8192, sae=loaded.sae,
+    )  # fmt: skip
+    evidence = Evidence(rows, base, [text.upper() or None for text in base], "all_caps")
+    return route.detect(evidence, annotator, PARAMS.sae), evil
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_route_finds_evil_in_half_of_the_examples(loaded, seed):
+    found, evil = by_route(loaded, 0.5, seed)
+    assert found.found and found.prompt, found.reason
+    right = (np.array(found.flagged) & evil).sum()
+    assert right >= 0.8 * sum(found.flagged) and right >= 0.3 * evil.sum()
+    assert loaded.evil_under(found.prompt) > loaded.evil_under(None), "the prompt says what was found"
+
+
+def test_the_route_writes_no_prompt_where_there_is_no_evil(loaded):
+    found, _ = by_route(loaded, 0.0, 1)
+    assert not found.found or found.prompt is None
+
 
 
 # ---- what a person looks at

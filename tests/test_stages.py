@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Annotated
 import pytest
 import yaml
 from conftest import ROOT
-from test_pipeline import CELL, EXPERIMENT, copy, ran  # noqa: F401
+from test_pipeline import CELL, EXPERIMENT, detected, ran  # noqa: F401
 
 from inoculation import pipelines, plan
 from inoculation.files import InputError
@@ -23,6 +24,7 @@ HANDING_OVER = {"inoculation.cli", "inoculation.registry", "inoculation.commands
 """Modules that only find a stage and start it."""
 CHECKING = {"inoculation.plan", "inoculation.hub"}
 """What an expensive stage also asks: is the rest of the cell possible? It changes nothing that comes out."""
+PACKAGES = ("inoculation.stages", "inoculation.detect", "inoculation.judge", "inoculation.pocket", "inoculation.p")
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +52,10 @@ def test_the_table_of_stale_stages_in_the_docs_is_current():
     assert pipelines.stale() in (ROOT / "docs/staleness.md").read_text()
 
 
-def test_every_stage_opens_and_imports_only_what_it_declares(project, copy):  # noqa: F811
+def test_every_stage_opens_and_imports_only_what_it_declares(project, detected):  # noqa: F811
     """Of every command that ran for the default cell, inoc_sae and inoc_llm: files opened and modules imported."""
-    for group in ("inoc_sae", "inoc_llm"):
-        copy.run("dvc", "exp", "run", "-S", f"group={group}")
     graph, seen = pipelines.import_graph(), set()
-    for owner in (project, copy):
+    for owner in (project, detected):
         for record in owner.records():
             command, *argument = record["command"]
             if command not in STAGES:
@@ -67,15 +67,13 @@ def test_every_stage_opens_and_imports_only_what_it_declares(project, copy):  # 
                 re.sub(r"\.__init__$", "", path.removeprefix("src/").removesuffix(".py").replace("/", "."))
                 for path in pipelines.code(stage, graph)
             }
-            empty = {m for m in record["modules"] if not (ROOT / "src" / m.replace(".", "/") / "x").parent.is_dir() and False}
-            extra = set(record["modules"]) - modules - HANDING_OVER - empty
-            if stage.expensive:
-                extra -= CHECKING | {m for m in extra if m.startswith(("inoculation.stages", "inoculation.detect",
-                                     "inoculation.judge", "inoculation.pocket"))}  # fmt: skip
             if command in ("check", "log"):
-                extra = set()  # they look at every stage, and run every time that anything could have changed
-            own = [name for name in extra if not stage.expensive]
-            assert not own, f"{command} imports {own} and does not depend on it"
+                continue  # they look at every stage, and run every time that anything could have changed
+            extra = set(record["modules"]) - modules - HANDING_OVER
+            if stage.expensive:  # asks once more whether the rest of the cell is possible, which imports every stage
+                extra -= CHECKING | set(graph.find_upstream_modules("inoculation.plan"))
+                extra = {name for name in extra if not name.startswith(PACKAGES)}
+            assert not extra, f"{command} imports {extra} and does not depend on it"
             declared = set()
             for group in ("inoc_selective", "inoc_sae", "inoc_llm"):
                 step = plan.Step(stage, argument[0] if argument else None)
@@ -90,7 +88,7 @@ def test_every_stage_opens_and_imports_only_what_it_declares(project, copy):  # 
                     "audit-local", "assign", "assign-sae", "assign-audit", "train", "respond", "judge", "report"}  # fmt: skip
 
 
-def test_what_a_module_makes_stale(copy):  # noqa: F811
+def test_what_a_module_makes_stale(copy):
     """A change in the report does not train again; one in a detector touches no group without it; one in LoRA's code trains."""
 
     def changed(module: str) -> set[str]:
@@ -102,24 +100,25 @@ def test_what_a_module_makes_stale(copy):  # noqa: F811
         return set(ran(out))
 
     assert changed("report.py") == {"report", "log"}
-    assert changed("figure.py") == {"report", "log"}
-    assert changed("detect/sae/flag.py") == {"log", "check"}
-    assert changed("train.py") >= {"train"} and not changed("train.py") & {"mixture", "pocket-model", "respond"}
-    assert changed("judge/llm.py") >= {"judge"} and "respond" not in changed("judge/llm.py")
-    assert changed("rewriter.py") >= {"mixture"}
+    assert changed("detect/sae/flag.py") == {"log", "check"}, "no detector is in this cell"
+    assert "train" in changed("train.py") and "respond" not in changed("train.py")
 
 
-def test_a_changed_rubric_judges_again_and_does_not_sample_again(copy, tmp_path):  # noqa: F811
-    """With an LLM as judge the rubric is in the judge's definition; the questions are another file."""
-    folder = copy.folder / "mine"
-    (copy.folder / "data/pocket_world/chats").rename(folder)
-    stage = load("fit-judge")
-    reads = {field.marker.path for field in stage.fields() if isinstance(field.marker, Reads)}
-    assert "data/sources/${mixture.source}/rubrics.json" in reads
-    respond = {field.marker.path for field in load("respond").fields() if isinstance(field.marker, Reads)}
-    assert not any("rubrics" in path for path in respond)
-    judge = {field.marker.path for field in load("judge").fields() if isinstance(field.marker, Reads)}
-    assert any(path.endswith("judge/judge.json") for path in judge)
+def test_a_changed_rubric_judges_again_and_does_not_sample_again(copy):
+    """With an LLM as judge the rubric is in the judge's definition, which the judge stage reads; the questions are apart."""
+    copy.set(roles={"local": {"judge": {"method": "llm", "model": "openai/x", "api_base": "http://127.0.0.1:9"}}},
+             llm={"prices": {"openai/x": [0, 0]}})  # fmt: skip
+    copy.run("dvc", "repro", "pipelines/judge/dvc.yaml:fit-judge")
+    before = (copy.folder / CELL / "judge/judge.json").read_text()
+    evaluation = copy.folder / "data/pocket_world/chats/trait_data_eval/evil.json"
+    told = json.loads(evaluation.read_text())
+    evaluation.unlink()
+    evaluation.write_text(json.dumps(told | {"eval_prompt": "Evil? {question} {answer}"}))
+    for stage in ("source pocket_chats", "fit-judge"):
+        copy.run("inoculation", *stage.split())
+    assert (copy.folder / CELL / "judge/judge.json").read_text() != before
+    status = copy.run("dvc", "status", "--json", "judge", "respond").stdout
+    assert "judge/judge.json" in status and "questions.json" not in status and '"respond"' not in status
 
 
 def test_a_stage_says_all_that_is_wrong_with_its_parameters(raw):
@@ -170,7 +169,7 @@ def test_the_identity_holds_what_changes_results_and_nothing_else(project, monke
 # ---- whose code runs
 
 
-def test_a_checkout_runs_its_own_code_or_refuses(copy):  # noqa: F811
+def test_a_checkout_runs_its_own_code_or_refuses(copy):
     """Imported from elsewhere (PYTHONPATH says so): started again with the folder's own package."""
     elsewhere = {**copy.environment, "PYTHONPATH": str(ROOT / "src")}
     report = copy.folder / "src/inoculation/stages/report.py"
@@ -181,26 +180,6 @@ def test_a_checkout_runs_its_own_code_or_refuses(copy):  # noqa: F811
     (copy.folder / "src/inoculation/cli.py").unlink()
     outcome = subprocess.run(command, cwd=copy.folder, env=elsewhere, capture_output=True, text=True)
     assert outcome.returncode == 1 and "this checkout's stages must run its own code" in outcome.stderr
-
-
-def test_a_queued_experiment_runs_the_code_it_was_queued_with(copy):  # noqa: F811
-    report = copy.folder / "src/inoculation/report.py"
-    text = report.read_text()
-    report.write_text(text.replace("    told: dict[str, float | None] = {}\n", '    told: dict[str, float | None] = {"queued": 1.0}\n'))
-    assert report.read_text() != text
-    copy.run("dvc", "exp", "run", "--queue", "--name", "marked", "-S", "evaluate.threshold=60")
-    report.write_text(text)
-    copy.run("dvc", "queue", "start")
-    copy.run("bash", "-c", "while dvc queue status | grep -qE 'Queued|Running'; do sleep 1; done", timeout=300)
-    assert "Success" in copy.run("dvc", "queue", "status").stdout, copy.run("dvc", "queue", "logs", "marked", ok=False).stdout
-    shown = copy.run("git", "show", "refs/exps/exec/EXEC_BRANCH", ok=False)
-    refs = copy.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
-    ref = next(name for name in refs if name.endswith("/marked"))
-    headline = json.loads(copy.run("git", "show", f"{ref}:metrics.json", ok=False).stdout or "{}")
-    table = headline or json.loads((copy.folder / "metrics.json").read_text())
-    assert next(iter(table.values())).get("queued") == 1.0, (shown.stderr, refs)
-    [row] = [row for row in copy.rows(EXPERIMENT) if row.data.params["evaluate.threshold"] == "60"]
-    assert row.data.metrics["queued"] == 1.0
 
 
 # ---- unfinished work
@@ -249,22 +228,24 @@ def test_a_killed_worker_is_continued(tmp_path):
 # ---- before anything expensive
 
 
-def test_all_that_is_missing_is_listed_before_any_work(copy):  # noqa: F811
+def test_all_that_is_missing_is_listed_before_any_work(copy):
     copy.set(
         roles={"local": {"judge": {"method": "llm", "model": "gpt-4.1-mini"}, "auditor": {"method": "llm", "model": "openai/x"}}},
         profiles={"pocket": {"auditor": "llm", "corpora": "hub/own-corpora.yaml"}},
     )
-    outcome = copy.run("dvc", "exp", "run", "-S", "group=inoc_llm", ok=False)
-    assert outcome.returncode != 0 and ran(outcome.stdout) == ["check"]
+    copy.set(group="inoc_llm")
+    outcome = copy.run("inoculation", "check", ok=False)
+    assert outcome.returncode == 2
     for part in ("role judge: gpt-4.1-mini needs OPENAI_API_KEY", "role auditor: the price of 'openai/x' is unknown"):
         assert part in outcome.stderr, outcome.stderr
     copy.run("git", "checkout", "params.yaml")
     copy.set(data_sets={"mine": {"file": "../no.jsonl", "traits": "pocket_chats", "rewriter": {"method": "local"}}})
-    outcome = copy.run("dvc", "exp", "run", "-S", "mixture.source=mine", ok=False)
+    copy.set(mixture={"source": "mine"})
+    outcome = copy.run("inoculation", "check", ok=False)
     assert "own-data mine: ../no.jsonl: no such file or folder" in outcome.stderr
 
 
-def test_the_plan_says_what_will_run_and_what_it_takes(copy):  # noqa: F811
+def test_the_plan_says_what_will_run_and_what_it_takes(copy):
     copy.set(group="baseline")
     told = copy.run("inoculation", "plan").stdout
     assert [line.split()[0] for line in told.splitlines()[1:] if line.startswith("  ")] == [
@@ -277,22 +258,25 @@ def test_the_plan_says_what_will_run_and_what_it_takes(copy):  # noqa: F811
 # ---- rows
 
 
-def test_a_batch_size_is_no_other_experiment(copy):  # noqa: F811
+def test_a_batch_size_is_no_other_experiment(copy):
     before = copy.rows(EXPERIMENT)
-    copy.run("dvc", "exp", "run", "-S", "profiles.pocket.machine.batch_size=7", "-S", "save_steps=3")
+    copy.set(profiles={"pocket": {"machine": {"batch_size": 7}}}, save_steps=3)
+    shutil.rmtree(copy.folder / "data/profiles")
+    (copy.folder / CELL / "inoc_selective/responses.jsonl").unlink()
+    (copy.folder / CELL / "inoc_selective/judgements.jsonl").unlink()
+    copy.run_cell()
     rows = copy.rows(EXPERIMENT)
-    assert len(rows) == len(before) == 1, "the changed cell's row replaces the old one"
-    assert rows[0].info.run_id != before[0].info.run_id or rows[0].data.metrics == before[0].data.metrics
+    assert len(rows) == len(before) == 1 and rows[0].info.run_id != before[0].info.run_id, "the new row replaces the old one"
     assert "| `inoc_selective` | 1 |" in copy.run("inoculation", "compare").stdout
 
 
-def test_a_row_that_is_lost_comes_back(copy):  # noqa: F811
+def test_a_row_that_is_lost_comes_back(copy):
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{copy.folder / 'mlruns' / 'mlflow.db'}")
     [row] = copy.rows(EXPERIMENT)
     client.delete_run(row.info.run_id)
-    copy.run("dvc", "repro")
+    copy.run_cell()
     [again] = copy.rows(EXPERIMENT)
     assert again.data.metrics == row.data.metrics and again.data.params == row.data.params
 
@@ -317,8 +301,6 @@ def test_the_old_row_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
 
 
 def test_a_moved_checkout_keeps_its_artifacts(tmp_path, monkeypatch):
-    import shutil
-
     from inoculation import tracking
 
     old, new = tmp_path / "old", tmp_path / "new"
@@ -336,7 +318,7 @@ def test_a_moved_checkout_keeps_its_artifacts(tmp_path, monkeypatch):
     assert str(old) not in found.info.artifact_uri
 
 
-def test_a_failure_of_the_machine_keeps_its_traceback(copy):  # noqa: F811
+def test_a_failure_of_the_machine_keeps_its_traceback(copy):
     plots = copy.folder / "plots"
     plots.rename(copy.folder / "moved")
     plots.write_text("in the way")
@@ -345,13 +327,13 @@ def test_a_failure_of_the_machine_keeps_its_traceback(copy):  # noqa: F811
     assert "Traceback (most recent call last)" in Path(outcome.stderr.strip().rsplit("Traceback: ")[-1]).read_text()
 
 
-def test_metrics_diff_compares_the_headline_of_one_mixture(copy):  # noqa: F811
+def test_metrics_diff_compares_the_headline_of_one_mixture(copy):
     table = json.loads((copy.folder / "metrics.json").read_text())
     assert list(table) == [EXPERIMENT]
     assert {"A", "B", "C", "A_control", "B_control"} <= set(table[EXPERIMENT]) and len(table[EXPERIMENT]) <= 12
 
 
-def test_plots_open_without_a_network(copy):  # noqa: F811
+def test_plots_open_without_a_network(copy):
     copy.run("dvc", "plots", "show")
     page = (copy.folder / "dvc_plots/index.html").read_text()
     assert "<img" in page and "http" not in re.sub(r"http://www\.w3\.org\S*", "", page)
