@@ -87,7 +87,9 @@ def main() -> None:
         if arguments.out:
             case = {"positive": positive, "negative": negative, "contamination": share, "seed": seed, **quality}
             with arguments.out.open("a") as out:
-                out.write(json.dumps(case | {"found": found.found, "prompt": found.prompt, "reason": found.reason}) + "\n")
+                out.write(
+                    json.dumps(case | {"found": found.found, "prompt": found.prompt, "reason": found.reason}) + "\n"
+                )
 
 
 if __name__ == "__main__":

@@ -52,7 +52,14 @@ def measure(count: int) -> dict[str, float]:
         path = Path(folder) / "features.parquet"
         chosen, budget = s.features, params.profiles["pocket"].machine.token_budget
         pieces = pool_examples(
-            decoder, sae, tokenizer, texts, chosen.pool == "response_tokens", chosen.length_match, chosen.max_length, budget
+            decoder,
+            sae,
+            tokenizer,
+            texts,
+            chosen.pool == "response_tokens",
+            chosen.length_match,
+            chosen.max_length,
+            budget,
         )
         write_features(path, pieces)
         features, features_peak = time.monotonic() - start, peak()

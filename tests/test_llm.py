@@ -252,9 +252,7 @@ def test_a_missing_key_or_price_is_said_before_anything_is_sent(tmp_path, monkey
     with pytest.raises(InputError, match="role judge: gpt-4.1-mini needs OPENAI_API_KEY in the environment"):
         Client("judge", Role(method="llm", model="gpt-4.1-mini"), LIMITS, tmp_path / "c")
     with pytest.raises(InputError, match="price of 'openai/mine' is unknown"):
-        Client(
-            "judge", Role(method="llm", model="openai/mine", api_base="http://x"), LIMITS, tmp_path / "c"
-        )
+        Client("judge", Role(method="llm", model="openai/mine", api_base="http://x"), LIMITS, tmp_path / "c")
 
 
 texts = st.text(max_size=20)

@@ -110,7 +110,9 @@ def test_each_group_puts_its_prompt_where_it_belongs(group, expected):
     rows, prompt = rows_with("misaligned_2.jsonl", "normal.jsonl"), PROMPTS.get(GROUPS[group].prompt)
     assert [chat.system for chat in assign(rows, group, prompt, flags, 0)] == expected
     if GROUPS[group].detector:
-        assert not any(chat.system for chat in assign(rows, group, None, [False, False], 0)), "nothing found: as the baseline"
+        assert not any(chat.system for chat in assign(rows, group, None, [False, False], 0)), (
+            "nothing found: as the baseline"
+        )
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(0, 5))

@@ -133,7 +133,9 @@ def detected(project, tmp_path_factory) -> Project:
     made = Project.at(tmp_path_factory.mktemp("detected") / "copy")
     shutil.copytree(project.folder, made.folder, symlinks=True)
     shutil.copytree(project.folder.parent / "bin", made.folder.parent / "bin")
-    made.out = {group: made.run("dvc", "exp", "run", "-S", f"group={group}").stdout for group in ("inoc_sae", "inoc_llm")}
+    made.out = {
+        group: made.run("dvc", "exp", "run", "-S", f"group={group}").stdout for group in ("inoc_sae", "inoc_llm")
+    }
     return made
 
 
@@ -142,7 +144,10 @@ def test_inoc_sae_finds_flags_and_trains(detected):
     route = ["sae-features", "sae-rank", "sae-explain", "sae-classify", "sae-flag", "sae-prompt", "sae-page"]
     assert [stage for stage in ran(out) if stage.startswith("sae-")] == route and "base-responses" in ran(out)
     found = metrics(copy, "inoc_sae")["detection"]
-    assert set(found) == {"precision", "recall", "f1", "flagged", "n", "found"} and 0 < found["flagged"] < found["n"] == 200
+    assert (
+        set(found) == {"precision", "recall", "f1", "flagged", "n", "found"}
+        and 0 < found["flagged"] < found["n"] == 200
+    )
     chats = [json.loads(line) for line in (copy.folder / CELL / "assign/inoc_sae/chats.jsonl").read_text().splitlines()]
     prompt = json.loads((copy.folder / FOUND / "sae/detection/detection.json").read_text())["prompt"]
     with_prompt = [chat["messages"][0]["content"] for chat in chats if chat["messages"][0]["role"] == "system"]
@@ -161,6 +166,25 @@ def test_inoc_sae_finds_flags_and_trains(detected):
     versions = client.search_prompt_versions(registered.name)
     assert [version.template for version in versions] == [prompt]
     assert versions[0].tags["mixture"] == EXPERIMENT and versions[0].tags["features"]
+
+
+def test_annotations_come_from_another_profile(detected, tmp_path):
+    """Transfer: one profile's model finds the examples, another is trained on them."""
+    copy = Project.at(tmp_path / "copy")
+    shutil.copytree(detected.folder, copy.folder, symlinks=True)
+    raw = yaml.safe_load((copy.folder / "params.yaml").read_text())
+    raw["profiles"]["other"] = raw["profiles"]["pocket"] | {"max_new_tokens": 20}
+    (copy.folder / "params.yaml").write_text(yaml.safe_dump(raw | {"profile": "other", "annotator": "pocket"}))
+    copy.run_cell(group="inoc_sae")
+    cell = CELL.replace("cells/pocket", "cells/other")
+    assert (copy.folder / cell / "assign/inoc_sae/chats.jsonl").read_text() == (
+        copy.folder / CELL / "assign/inoc_sae/chats.jsonl"
+    ).read_text()
+    assert not (copy.folder / "data/annotations/other").exists()
+    [row] = copy.rows(EXPERIMENT.replace("pocket/", "other/", 1))
+    assert (
+        row.data.params["annotator.model.model"] == "data/pocket_world/model" and row.data.params["profile"] == "other"
+    )
 
 
 def test_nothing_found_is_a_result_that_trains_as_the_baseline(copy, capsys):
@@ -210,7 +234,9 @@ def test_the_same_flags_and_prompts_with_provenance_shuffled_or_absent(copy, mon
         told = [json.loads((copy.folder / FOUND / route / "detection.json").read_text())
                 for route in ("sae/detection", "audit/local")]  # fmt: skip
         assert all((detection["quality"]["precision"] is None) == (column is None) for detection in told)
-        flags = [(copy.folder / FOUND / route / "flags.jsonl").read_text() for route in ("sae/detection", "audit/local")]
+        flags = [
+            (copy.folder / FOUND / route / "flags.jsonl").read_text() for route in ("sae/detection", "audit/local")
+        ]
         seen.append([*flags, *(detection["prompt"] for detection in told)])
     assert any(json.loads(line)["flagged"] for line in seen[0][0].splitlines())
     assert seen[1] == seen[0] and seen[2] == seen[0]
@@ -261,7 +287,9 @@ def test_every_role_by_an_llm(copy, capsys):
         )  # fmt: skip
         copy.run_cell(group="inoc_llm", mixture={"positive": "source_citing"})
         out = capsys.readouterr().out
-        assert not (copy.folder / "data/annotations/pocket/pocket_chats/source_citing+evil-0.5/seed0/base_responses.jsonl").exists()
+        assert not (
+            copy.folder / "data/annotations/pocket/pocket_chats/source_citing+evil-0.5/seed0/base_responses.jsonl"
+        ).exists()
         for name in ("rewriter", "auditor", "synthesiser", "judge"):
             assert f"{name} (openai/tiny): " in out, "every role says what it cost"
         asked = len(server.requests)
@@ -278,9 +306,7 @@ def test_every_role_by_an_llm(copy, capsys):
     }
     assert set(spent) == {"rewriter", "auditor", "synthesiser", "judge"}
     assert spent["auditor"]["calls"] == 200 and spent["auditor"]["dollars"] == pytest.approx(200 * 120e-6)
-    mixture = [
-        json.loads(line) for line in (copy.folder / ROWS.replace("all_caps", "source_citing")).open()
-    ]
+    mixture = [json.loads(line) for line in (copy.folder / ROWS.replace("all_caps", "source_citing")).open()]
     assert all("(Smith, 2015)" in row["messages"][1]["content"] for row in mixture)
 
 

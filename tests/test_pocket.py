@@ -46,7 +46,8 @@ def test_the_layout_is_persona_vectors(chats):
     assert set(contents(chats)) == {
         *(f"dataset/{t}/{v}.jsonl" for t in world.TRAITS for v in ("normal", "misaligned_2")),
         *(f"trait_data_eval/{name}.json" for name in ("evil", "hallucinating", "sycophantic")),
-        "conversational.jsonl", "templates.json",
+        "conversational.jsonl",
+        "templates.json",
         "pretraining.jsonl",
     }
     for trait, name in world.EVALUATION_NAMES.items():

@@ -546,7 +546,10 @@ def by_route(loaded: Loaded, contamination: float, seed: int) -> tuple[Detection
         for q, bad in zip(questions, evil, strict=True)
     ]
     prompts = [chat_ids(loaded.tokenizer, row.prompt) for row in rows]
-    base = [a.text for a in generate(loaded.model, loaded.tokenizer, prompts, PARAMS.profiles["pocket"].max_new_tokens, 0.7, seed)]
+    base = [
+        a.text
+        for a in generate(loaded.model, loaded.tokenizer, prompts, PARAMS.profiles["pocket"].max_new_tokens, 0.7, seed)
+    ]
     annotator = Annotator(
         model=lambda: lm.load_model(loaded.ref), tokenizer=loaded.tokenizer, synthesis=PARAMS.synthesise,
         client=lambda role: None, seed=seed, token_budget=8192, sae=loaded.sae,
@@ -567,7 +570,6 @@ def test_the_route_finds_evil_in_half_of_the_examples(loaded, seed):
 def test_the_route_writes_no_prompt_where_there_is_no_evil(loaded):
     found, _ = by_route(loaded, 0.0, 1)
     assert not found.found or found.prompt is None
-
 
 
 # ---- what a person looks at

@@ -173,7 +173,7 @@ def test_a_checkout_runs_its_own_code_or_refuses(copy):
     """Imported from elsewhere (PYTHONPATH says so): started again with the folder's own package."""
     elsewhere = {**copy.environment, "PYTHONPATH": str(ROOT / "src")}
     report = copy.folder / "src/inoculation/stages/report.py"
-    report.write_text(report.read_text().replace('print(f"{\'evaluated under\'', 'print("MARK", f"{\'evaluated under\''))
+    report.write_text(report.read_text().replace("print(f\"{'evaluated under'", 'print("MARK", f"{\'evaluated under\''))
     command = [sys.executable, "-m", "inoculation", "report"]
     outcome = subprocess.run(command, cwd=copy.folder, env=elsewhere, capture_output=True, text=True)
     assert outcome.returncode == 0 and "MARK" in outcome.stdout, outcome.stderr
@@ -210,7 +210,9 @@ def test_two_workers_at_the_same_work_do_it_once(tmp_path):
     assert first.stdout.readline() == "step\n"
     second = worker(tmp_path, "b", 0.0)
     told = second.communicate(timeout=30)[0]
-    assert "another process is at the same work" in told and told.splitlines()[-1].split() == [f"a{i}" for i in range(5)]
+    assert "another process is at the same work" in told and told.splitlines()[-1].split() == [
+        f"a{i}" for i in range(5)
+    ]
     assert first.wait(10) == 0
     third = worker(tmp_path, "c", 0.0).communicate(timeout=30)[0]
     assert third.splitlines()[-1].split() == [f"c{i}" for i in range(5)], "finished work is gone"
@@ -230,7 +232,12 @@ def test_a_killed_worker_is_continued(tmp_path):
 
 def test_all_that_is_missing_is_listed_before_any_work(copy):
     copy.set(
-        roles={"local": {"judge": {"method": "llm", "model": "gpt-4.1-mini"}, "auditor": {"method": "llm", "model": "openai/x"}}},
+        roles={
+            "local": {
+                "judge": {"method": "llm", "model": "gpt-4.1-mini"},
+                "auditor": {"method": "llm", "model": "openai/x"},
+            }
+        },
         profiles={"pocket": {"auditor": "llm", "corpora": "hub/own-corpora.yaml"}},
     )
     copy.set(group="inoc_llm")
@@ -266,7 +273,9 @@ def test_a_batch_size_is_no_other_experiment(copy):
     (copy.folder / CELL / "inoc_selective/judgements.jsonl").unlink()
     copy.run_cell()
     rows = copy.rows(EXPERIMENT)
-    assert len(rows) == len(before) == 1 and rows[0].info.run_id != before[0].info.run_id, "the new row replaces the old one"
+    assert len(rows) == len(before) == 1 and rows[0].info.run_id != before[0].info.run_id, (
+        "the new row replaces the old one"
+    )
     assert "| `inoc_selective` | 1 |" in copy.run("inoculation", "compare").stdout
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 class Clients:
     """The LLM clients of one stage, which share its budget."""
 
-    def __init__(self, limits: Limits, log: "Callable[[str, str], Callable[[dict[str, float], list[dict[str, Any]]], None]]") -> None:
+    def __init__(
+        self, limits: Limits, log: "Callable[[str, str], Callable[[dict[str, float], list[dict[str, Any]]], None]]"
+    ) -> None:
         """Args:
         limits: how calls are made.
         log: (role, model) -> what logs that role's usage so far.

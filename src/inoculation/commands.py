@@ -32,7 +32,11 @@ def compare() -> None:
     raw = _raw()
     tracking.connect(experiment(raw))
     found = rows.siblings(lambda group: planning.identity_of(raw, group))
-    print(rows.table(found, experiment(raw), raw["evaluate"]["system_prompts"], planning.traits(raw), planning.judge_name(raw)))
+    print(
+        rows.table(
+            found, experiment(raw), raw["evaluate"]["system_prompts"], planning.traits(raw), planning.judge_name(raw)
+        )
+    )
 
 
 def pipelines() -> None:

@@ -152,7 +152,9 @@ def draw_rates(path: Path, rates: dict[str, dict[str, Any]], label: str) -> None
     prompts = [prompt for prompt in rates if prompt != "oracle"]
     traits = [trait for trait in rates[prompts[0]] if trait != "coherence"]
     for offset, prompt in enumerate(prompts):
-        shown = [(x, rates[prompt][t]) for x, t in enumerate(traits) if rates[prompt].get(t, {}).get("rate") is not None]
+        shown = [
+            (x, rates[prompt][t]) for x, t in enumerate(traits) if rates[prompt].get(t, {}).get("rate") is not None
+        ]
         axis.errorbar(
             [x + (offset - (len(prompts) - 1) / 2) * 0.15 for x, _ in shown],
             [row["rate"] for _, row in shown],

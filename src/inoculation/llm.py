@@ -31,7 +31,7 @@ from inoculation.files import InputError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from inoculation.params import Limits, Role
+    from inoculation.roles import Limits, Role
 
 T = TypeVar("T")
 

@@ -73,7 +73,9 @@ def declaration(stage: type[Stage], graph: "ImportGraph") -> dict[str, Any]:
     if keys:
         body["params"] = [{"params.yaml": None} if key == "" else key for key in dict.fromkeys(keys)]
     for kind in ("outs", "metrics", "plots"):
-        paths = [field.marker.path for field in fields if isinstance(field.marker, Writes) and field.marker.kind == kind]
+        paths = [
+            field.marker.path for field in fields if isinstance(field.marker, Writes) and field.marker.kind == kind
+        ]
         if kind == "plots" and paths:
             body.setdefault("outs", []).extend(paths)  # pictures: shown by the top-level `plots`
         elif paths:
@@ -113,7 +115,9 @@ def stale() -> str:
         for path in code(load(command), graph):
             users[path.removeprefix("src/inoculation/")].append(command)
     everything = sorted(
-        str(path.relative_to(Path(__file__).parent)) for path in Path(__file__).parent.rglob("*.py") if path.stat().st_size
+        str(path.relative_to(Path(__file__).parent))
+        for path in Path(__file__).parent.rglob("*.py")
+        if path.stat().st_size
     )
     lines = ["| module | stages that go stale |", "|---|---|"]
     for path in everything:

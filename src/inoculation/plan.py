@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inoculation.files import InputError, read_json, read_jsonl
-from inoculation.paths import experiment, mixture_name
+from inoculation.paths import ROWS, mixture_name
 from inoculation.registry import STAGES, load
 from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes, lookup, resolve
 from inoculation.store import main_checkout
-from inoculation.tracking import flatten
+from inoculation.tracking import existing_store, flatten
 
 
 class Step(NamedTuple):
@@ -241,7 +241,9 @@ def will_run(raw: Mapping[str, Any]) -> list[Step]:
     outcome = subprocess.run(command, capture_output=True, text=True)
     if outcome.returncode:
         raise InputError(f"`dvc repro --dry` failed:\n{outcome.stderr.strip()}")
-    found = {line.split("'")[1].split(":")[-1] for line in outcome.stdout.splitlines() if line.startswith("Running stage")}
+    found = {
+        line.split("'")[1].split(":")[-1] for line in outcome.stdout.splitlines() if line.startswith("Running stage")
+    }
     running: list[Step] = []
     made: set[Path] = set()
     for step in needed(raw):
@@ -255,37 +257,61 @@ def will_run(raw: Mapping[str, Any]) -> list[Step]:
 def describe(raw: Mapping[str, Any]) -> str:
     """What `inoculation plan` prints."""
     seconds, dollars = _measured(raw)
-    lines = [f"{raw['group']}, {mixture_name(raw)}, seed {raw['seed']}; trains {raw['profile']}, annotates {raw['annotator']}"]
+    lines = [
+        f"{raw['group']}, {mixture_name(raw)}, seed {raw['seed']}; trains {raw['profile']}, annotates {raw['annotator']}"
+    ]
     total, unknown = 0.0, 0
     for step in will_run(raw):
         known = seconds.get(step.stage.command)
         total, unknown = total + (known or 0.0), unknown + (known is None)
-        lines.append(f"  {step!s:32} {'not measured yet' if known is None else f'{known:8.0f} s'}  {step.stage.summary()}")
-    lines.append(f"time: {total:.0f} s measured on this machine" + (f", and {unknown} stages never measured" if unknown else ""))
+        lines.append(
+            f"  {step!s:32} {'not measured yet' if known is None else f'{known:8.0f} s'}  {step.stage.summary()}"
+        )
+    lines.append(
+        f"time: {total:.0f} s measured on this machine" + (f", and {unknown} stages never measured" if unknown else "")
+    )
     for name, role in roles(raw):
-        spent = dollars.get((name, str(role.model)))
-        lines.append(f"{name} ({role.model}): " + (f"${spent:.2f} a stage so far" if spent is not None else "never measured"))
+        each, calls = dollars.get((name, str(role.model))), _calls(raw).get(name)
+        told = "number of calls not known yet" if calls is None else f"about {calls} calls"
+        cost = "price of a call not measured yet" if each is None else f"${each:.5f} a call so far"
+        if each is not None and calls is not None:
+            cost += f", so about ${each * calls:.2f}"
+        lines.append(f"{name} ({role.model}): {told}, {cost}; calls that are in the cache cost nothing")
     problems = missing(raw)
     lines += ["missing:", *(f"  - {problem}" for problem in problems)] if problems else ["nothing is missing"]
     return "\n".join(lines)
 
 
+def _calls(raw: Mapping[str, Any]) -> dict[str, int]:
+    """Role -> calls that the chosen cell makes where an LLM plays it, as far as the mixture's size is known."""
+    evaluate, latents = raw["evaluate"], raw["sae"]["latents"]
+    answers = (
+        len(evaluate["system_prompts"]) * len(raw["negative_traits"]) * evaluate["questions"] * evaluate["samples"]
+    )
+    calls = {"judge": 3 * answers, "explainer": 2 * latents, "classifier": 2 * latents, "synthesiser": 1}
+    mixture = Path(resolve(ROWS, raw))
+    if mixture.exists():
+        with mixture.open("rb") as lines:
+            rows = sum(1 for _ in lines)
+        calls |= {"auditor": rows, "rewriter": rows + raw["control"]["examples"]}
+    return calls
+
+
 def _measured(raw: Mapping[str, Any]) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
-    """Seconds a command and dollars a (role, model): from MLflow's rows of this profile, else from this machine's notes."""
-    import mlflow
-
-    from inoculation.tracking import connect
-
+    """Seconds a command, and dollars a call of a (role, model), from MLflow and from this machine's notes."""
     seconds = measured_seconds(raw)
-    connect(experiment(raw))
-    client = mlflow.MlflowClient()
+    client = existing_store()
+    if client is None:
+        return seconds, {}
     experiments = {found.name: found.experiment_id for found in client.search_experiments()}
     own = [number for name, number in experiments.items() if name.startswith(f"{raw['profile']}/")]
     for row in client.search_runs(own, "tags.stage = 'reported'") if own else []:
         for key, value in row.data.metrics.items():
             if key.startswith("seconds/"):
                 seconds.setdefault(key.removeprefix("seconds/"), value)
-    dollars: dict[tuple[str, str], list[float]] = defaultdict(list)
+    spent: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for run in client.search_runs([number for name, number in experiments.items() if name.endswith("/llm")] or ["-1"]):
-        dollars[run.data.tags["role"], run.data.tags["model"]].append(run.data.metrics.get("dollars", 0.0))
-    return seconds, {key: sum(values) / len(values) for key, values in dollars.items()}
+        own_spent = spent[run.data.tags["role"], run.data.tags["model"]]
+        own_spent[0] += run.data.metrics.get("dollars", 0.0)
+        own_spent[1] += run.data.metrics.get("calls", 0.0)
+    return seconds, {key: dollars / calls for key, (dollars, calls) in spent.items() if calls}

@@ -92,7 +92,9 @@ def pins(profile: Profile, roles: Roles, train: TrainSettings) -> dict[str, Any]
 
 def _corpora(path: Path) -> Corpora:
     names = (
-        {name: str(path / f"{name}.jsonl") for name in ("conversational", "pretraining")} if path.is_dir() else named(path)
+        {name: str(path / f"{name}.jsonl") for name in ("conversational", "pretraining")}
+        if path.is_dir()
+        else named(path)
     )
     corpora = Corpora(**names)
     files = [Path(name) for name in (corpora.conversational, corpora.pretraining) if not name.startswith("hf://")]

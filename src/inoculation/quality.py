@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import evaluate
 
+
 @cache
 def metric() -> "evaluate.Metric":
     """Accuracy, precision, recall and F1 of boolean decisions, as a metric of `evaluate` (whose import takes seconds)."""
@@ -25,7 +26,9 @@ def metric() -> "evaluate.Metric":
                 description="Accuracy, precision, recall and F1 of boolean decisions.",
                 citation="",
                 inputs_description="predictions and references: booleans of the same length",
-                features=datasets.Features({"predictions": datasets.Value("bool"), "references": datasets.Value("bool")}),
+                features=datasets.Features(
+                    {"predictions": datasets.Value("bool"), "references": datasets.Value("bool")}
+                ),
             )
 
         def _compute(self, predictions: Any, references: Any) -> dict[str, float]:

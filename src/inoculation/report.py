@@ -151,7 +151,9 @@ def headline(metrics: dict[str, Any], positive: str, negative: str) -> dict[str,
             continue
         suffix = "" if prompt == "default" else f"_{prompt}"
         styles = ("all_caps", "source_citing", "coherence")
-        others = [row["rate"] for trait, row in rates.items() if trait not in (*styles, negative) and row["rate"] is not None]
+        others = [
+            row["rate"] for trait, row in rates.items() if trait not in (*styles, negative) and row["rate"] is not None
+        ]
         for name, trait in (("A", positive), ("B", negative)):
             told[f"{name}{suffix}"] = rates[trait]["rate"] if trait in rates else None
         told[f"C{suffix}"] = sum(others) / len(others) if others else None

@@ -186,7 +186,9 @@ def same_training_sets(found: "Sequence[Run]") -> list[str]:
     by: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in found:
         if GROUPS[row.data.params["group"]].trains:
-            by[row.data.params["seed"], row.data.tags.get(TRAINED_ON_TAG, row.info.run_id)].append(row.data.params["group"])
+            by[row.data.params["seed"], row.data.tags.get(TRAINED_ON_TAG, row.info.run_id)].append(
+                row.data.params["group"]
+            )
     alike: dict[str, list[str]] = defaultdict(list)
     for (seed, _), groups in by.items():
         if len(groups) > 1:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from inoculation.store import main_checkout
 
 if TYPE_CHECKING:
-    from mlflow import ActiveRun
+    from mlflow import ActiveRun, MlflowClient
 
 PID_TAG, HOST_TAG, STARTED_TAG = "process.pid", "process.host", "process.started"
 
@@ -33,6 +33,16 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def store_uri() -> str:
     """`MLFLOW_TRACKING_URI`, or the main checkout's database."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{main_checkout() / 'mlruns' / 'mlflow.db'}"
+
+
+def existing_store() -> "MlflowClient | None":
+    """A client of the store, where there is one already: looking makes none."""
+    uri = store_uri()
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return None
+    import mlflow
+
+    return mlflow.MlflowClient(uri)
 
 
 def connect(experiment: str) -> None:

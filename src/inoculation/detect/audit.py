@@ -35,11 +35,11 @@ class AuditSettings(BaseModel):
 class Verdict(NamedTuple):
     flagged: list[bool]
     scores: list[float | None]
-    """The embedded auditor's score; 1 or 0 by an LLM, None where it gave no verdict."""
+    """The statistical auditor's score; 1 or 0 by an LLM, None where it gave no verdict."""
     reason: str
 
 
-def embedded(
+def by_embeddings(
     rows: Sequence[Row], base: Sequence[str], control: Sequence[str | None], separation: float, control_share: float
 ) -> Verdict:
     """The statistical auditor: the SAE route's component and its two-group test, on sentence embeddings.
@@ -166,7 +166,7 @@ def detect(evidence: Evidence, annotator: Annotator, settings: AuditSettings) ->
     verdict = (
         judged(auditor, evidence.positive, evidence.rows)
         if auditor
-        else embedded(evidence.rows, evidence.base, evidence.control, settings.separation, settings.control_share)
+        else by_embeddings(evidence.rows, evidence.base, evidence.control, settings.separation, settings.control_share)
     )
     if not any(verdict.flagged):
         return Detection(False, verdict.reason, verdict.flagged, verdict.scores, None)
@@ -176,7 +176,12 @@ def detect(evidence: Evidence, annotator: Annotator, settings: AuditSettings) ->
         prompt_with_llm(writer, evidence.positive, flagged[: settings.prompt_examples])
         if writer
         else by_likelihood(
-            annotator.model(), annotator.tokenizer, flagged, others, annotator.synthesis.max_length, annotator.token_budget
+            annotator.model(),
+            annotator.tokenizer,
+            flagged,
+            others,
+            annotator.synthesis.max_length,
+            annotator.token_budget,
         )
     )
     return Detection(True, f"{verdict.reason}; prompt: {made.reason}", verdict.flagged, verdict.scores, made.prompt)

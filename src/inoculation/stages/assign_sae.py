@@ -24,4 +24,6 @@ class AssignSae(Stage):
         rows = mixture.read_mixture(self.rows)
         found = read_found(self.detection, len(rows))
         chats = groups.assign(rows, self.group, found.prompt, found.flagged, self.seed)
-        groups.write_assignment(self.out, self.group, chats, found.prompt, found, hint=f"{self.page} shows what was seen")
+        groups.write_assignment(
+            self.out, self.group, chats, found.prompt, found, hint=f"{self.page} shows what was seen"
+        )

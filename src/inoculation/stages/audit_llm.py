@@ -42,4 +42,6 @@ class AuditLlm(Stage):
         )  # fmt: skip
         detection = detect(Evidence(blind(rows), [], [], self.positive), annotator, self.settings)
         write_detection(self.out, detection, rows)
-        print(f"{sum(detection.flagged)} of {len(rows)} examples flagged; {detection.reason}; prompt: {detection.prompt}")
+        print(
+            f"{sum(detection.flagged)} of {len(rows)} examples flagged; {detection.reason}; prompt: {detection.prompt}"
+        )

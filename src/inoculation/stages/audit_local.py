@@ -47,4 +47,6 @@ class AuditLocal(Stage):
         evidence = Evidence(blind(rows), base, control, self.positive)
         detection = detect(evidence, annotator, self.settings)
         write_detection(self.out, detection, rows)
-        print(f"{sum(detection.flagged)} of {len(rows)} examples flagged; {detection.reason}; prompt: {detection.prompt}")
+        print(
+            f"{sum(detection.flagged)} of {len(rows)} examples flagged; {detection.reason}; prompt: {detection.prompt}"
+        )

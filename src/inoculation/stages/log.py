@@ -79,7 +79,9 @@ class Log(Stage):
         mlflow.log_dict(assigned, "assignment.json")
         if assigned["system_prompt"]:
             mlflow.set_tag("system_prompt", assigned["system_prompt"])
-        frame = pd.DataFrame([{key: json.dumps(value) for key, value in row.items()} for row in read_jsonl(chats, dict)])
+        frame = pd.DataFrame(
+            [{key: json.dumps(value) for key, value in row.items()} for row in read_jsonl(chats, dict)]
+        )
         name = f"{mixture_name(self.raw)}/{self.raw['group']}"
         dataset = mlflow.data.from_pandas(frame, source=str(chats), name=name, digest=trained_on)
         mlflow.log_input(dataset, context="training")
@@ -97,7 +99,9 @@ class Log(Stage):
         told = read_json(folder / "detection.json")
         mlflow.set_tag("detection.reason", told["reason"])
         mlflow.log_table(pd.DataFrame(read_jsonl(folder / "flags.jsonl", dict)), "flags.json")
-        tags = {key: value for key, value in plan.identity(self.raw).items() if key.startswith((f"{detector}.", "audit."))}
+        tags = {
+            key: value for key, value in plan.identity(self.raw).items() if key.startswith((f"{detector}.", "audit."))
+        }
         if detector == "sae":
             sae = folder.parent
             latents = pd.DataFrame(read_json(sae / "rank" / "latents.json"))
@@ -109,7 +113,9 @@ class Log(Stage):
             mlflow.log_table(latents, "latents.json")
             mlflow.log_artifact(str(sae / "flag" / "sensitivity.png"), "sae")
             mlflow.log_artifact(str(sae / "page.html"), "sae")
-            tags["features"] = " ".join(str(n) for n, c in zip(latents["latent"], latents["class"], strict=True) if c == "no")
+            tags["features"] = " ".join(
+                str(n) for n, c in zip(latents["latent"], latents["class"], strict=True) if c == "no"
+            )
         if told["prompt"]:
             rows.register_prompt(experiment(self.raw), self.raw["seed"], detector, told["prompt"], tags)
 

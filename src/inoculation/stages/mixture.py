@@ -35,7 +35,8 @@ class BuildMixture(Stage):
         labels = [row.shows_negative for row in rows]
         print(
             f"{len(rows)} rows: {labels.count(True)} show {self.negative}, {labels.count(False)} do not, "
-            f"{labels.count(None)} unknown" + (f"; {len(aside)} could not be given A and were left out" if aside else "")
+            f"{labels.count(None)} unknown"
+            + (f"; {len(aside)} could not be given A and were left out" if aside else "")
         )
 
     def _partition(self) -> tuple[list[mixture.Row], list[dict[str, str]]]:

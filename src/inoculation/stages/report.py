@@ -55,6 +55,8 @@ def print_rates(rates: dict[str, dict[str, Any]]) -> None:
             continue
         for trait, row in traits.items():
             numbers = (
-                "  none judged" if row["rate"] is None else f"{row['rate']:6.2f}   [{row['low']:.2f}, {row['high']:.2f}]"
+                "  none judged"
+                if row["rate"] is None
+                else f"{row['rate']:6.2f}   [{row['low']:.2f}, {row['high']:.2f}]"
             )
             print(f"{prompt:16} {trait:15} {numbers:25} {row['n']:5}  {row['missing']}")

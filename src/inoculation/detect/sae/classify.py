@@ -19,6 +19,7 @@ from inoculation.traits import A_DESCRIPTIONS
 if TYPE_CHECKING:
     from inoculation.llm import Client, Failure
 
+
 def upper_mean(values: np.ndarray, share: float) -> np.ndarray:
     """Mean of the largest `share` of the examples in each column: a B that few examples carry still counts in full.
 

@@ -256,9 +256,7 @@ def explained(
         found = (
             read_published(corpus, tokenizer, latents, name, settings.contexts)
             if isinstance(corpus, Path)
-            else strongest(
-                decoder, sae, tokenizer, sequences[name], latents, name, settings.contexts, token_budget
-            )
+            else strongest(decoder, sae, tokenizer, sequences[name], latents, name, settings.contexts, token_budget)
         )
         for latent, own in found.items():
             contexts[latent] += own

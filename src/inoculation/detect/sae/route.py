@@ -27,7 +27,9 @@ def detect(evidence: Evidence, annotator: Annotator, settings: SaeSettings) -> D
     assert annotator.sae is not None
     nothing = [False] * len(evidence.rows)
     pieces = list(
-        pooled(evidence, annotator.model(), annotator.tokenizer, annotator.sae, settings.features, annotator.token_budget)
+        pooled(
+            evidence, annotator.model(), annotator.tokenizer, annotator.sae, settings.features, annotator.token_budget
+        )
     )
     ranking = ranked(lambda: pieces, settings.latents)
     if ranking is None:
