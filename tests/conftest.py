@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ TINY: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "tiny.yaml").read
 """Values that make every stage run in seconds. They change sizes, never the path."""
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the leaves of `over`, which must exist there (but in tables that a user fills)."""
+def merge(base: dict[str, Any], over: dict[str, Any], free: bool = False) -> dict[str, Any]:
+    """`base` with the leaves of `over`, which must exist there (but in tables that a user fills, and in roles)."""
     for key, value in over.items():
-        free = base == {} or "method" in base or key.startswith("openai/")
-        assert key in base or free, f"{key} is not in params.yaml"
-        base[key] = merge(base.get(key) or {}, value) if isinstance(value, dict) else value
+        free = free or base == {} or "method" in base
+        assert free or key in base, f"{key} is not in params.yaml"
+        base[key] = merge(base.get(key) or {}, value, free) if isinstance(value, dict) else value
     return base
 
 
@@ -88,13 +89,15 @@ class Project:
         from inoculation import plan
 
         self.set(**values)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow leaves the last project's there
         before = os.getcwd()
         os.chdir(self.folder)
         try:
             raw = yaml.safe_load(Path("params.yaml").read_text())
             for step in plan.needed(raw):
                 outs = list(step.paths(raw, Writes))
-                if not outs or "metrics.json" in map(str, outs) or not all(out.exists() for out in outs):
+                quick = step.stage.command in ("source", "own-data", "profile", "report", "log")
+                if quick or not all(out.exists() for out in outs):
                     step.stage.load(step.argument, raw).run()
         finally:
             os.chdir(before)
@@ -140,28 +143,57 @@ class Project:
         return client.search_runs([found.experiment_id]) if found else []
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Project:
+    """A project that one worker makes and all of them use: tests that change it take a copy."""
+    root = factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name / "checkout"
+    with FileLock(f"{folder.parent}.lock"):
+        if not (folder.parent / "done").exists():
+            make(folder)
+            (folder.parent / "done").touch()
+    return Project.at(folder)
+
+
+def copied(project: Project, folder: Path) -> Project:
+    """A project's copy: an experiment in it leaves the other alone."""
+    made = Project.at(folder / "checkout")
+    shutil.copytree(project.folder, made.folder, symlinks=True)
+    shutil.copytree(project.folder.parent / "bin", folder / "bin", dirs_exist_ok=True)
+    return made
+
+
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose default cell has been reproduced once, for all workers: tests that change it take a `copy`."""
-    root = tmp_path_factory.getbasetemp()
-    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "project" / "checkout"
-    with FileLock(f"{folder.parent}.lock"):
-        if (folder.parent / "done").exists():
-            return Project.at(folder)
+    """A project whose default cell DVC has reproduced once."""
+
+    def make(folder: Path) -> None:
         made = Project(folder)
         made.run("dvc", "repro")
         made.commit("reproduced")
-        (folder.parent / "done").touch()
-        return made
+
+    return once(tmp_path_factory, "project", make)
+
+
+@pytest.fixture(scope="session")
+def detected(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project in which DVC has run both detectors' groups, with what it printed in `<group>.out`.
+
+    An experiment takes the files of the one before out of the workspace (they stay in DVC's cache): those of inoc_sae are there.
+    """
+
+    def make(folder: Path) -> None:
+        made = copied(project, folder.parent)
+        for group in ("inoc_llm", "inoc_sae"):
+            out = made.run("dvc", "exp", "run", "-S", f"group={group}").stdout
+            (folder.parent / f"{group}.out").write_text(out)
+
+    return once(tmp_path_factory, "detected", make)
 
 
 @pytest.fixture
 def copy(project: Project, tmp_path: Path) -> Project:
-    """The reproduced project, copied: an experiment in it leaves the shared one alone."""
-    made = Project.at(tmp_path / "copy")
-    shutil.copytree(project.folder, made.folder, symlinks=True)
-    shutil.copytree(project.folder.parent / "bin", tmp_path / "bin")
-    return made
+    """The reproduced project, copied."""
+    return copied(project, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import random
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from zlib import crc32
 
 import pytest
 import yaml
-from conftest import SHARED_MIXTURE, Project
+from conftest import SHARED_MIXTURE, Project, copied
 from openai_server import Server, crude, serve
 from test_llm import LIMITS
 
@@ -127,20 +126,8 @@ def test_the_base_group_trains_nothing(copy):
     assert "train/loss" not in row.data.metrics and "default/evil/rate" in row.data.metrics
 
 
-@pytest.fixture(scope="module")
-def detected(project, tmp_path_factory) -> Project:
-    """The project in which DVC has run both detectors' groups."""
-    made = Project.at(tmp_path_factory.mktemp("detected") / "copy")
-    shutil.copytree(project.folder, made.folder, symlinks=True)
-    shutil.copytree(project.folder.parent / "bin", made.folder.parent / "bin")
-    made.out = {
-        group: made.run("dvc", "exp", "run", "-S", f"group={group}").stdout for group in ("inoc_sae", "inoc_llm")
-    }
-    return made
-
-
 def test_inoc_sae_finds_flags_and_trains(detected):
-    copy, out = detected, detected.out["inoc_sae"]
+    copy, out = detected, (detected.folder.parent / "inoc_sae.out").read_text()
     route = ["sae-features", "sae-rank", "sae-explain", "sae-classify", "sae-flag", "sae-prompt", "sae-page"]
     assert [stage for stage in ran(out) if stage.startswith("sae-")] == route and "base-responses" in ran(out)
     found = metrics(copy, "inoc_sae")["detection"]
@@ -170,8 +157,7 @@ def test_inoc_sae_finds_flags_and_trains(detected):
 
 def test_annotations_come_from_another_profile(detected, tmp_path):
     """Transfer: one profile's model finds the examples, another is trained on them."""
-    copy = Project.at(tmp_path / "copy")
-    shutil.copytree(detected.folder, copy.folder, symlinks=True)
+    copy = copied(detected, tmp_path)
     raw = yaml.safe_load((copy.folder / "params.yaml").read_text())
     raw["profiles"]["other"] = raw["profiles"]["pocket"] | {"max_new_tokens": 20}
     (copy.folder / "params.yaml").write_text(yaml.safe_dump(raw | {"profile": "other", "annotator": "pocket"}))
@@ -216,45 +202,57 @@ def test_a_group_that_makes_no_sense_says_so_before_any_work(copy):
     assert "inoc_selective inoculates the rows that show B, and at mixture.contamination 0 none does" in outcome.stderr
 
 
-def test_the_same_flags_and_prompts_with_provenance_shuffled_or_absent(copy, monkeypatch):
+def test_the_same_flags_and_prompts_with_provenance_shuffled_or_absent(detected, tmp_path, monkeypatch):
+    copy = copied(detected, tmp_path)
     monkeypatch.chdir(copy.folder)
+    load("audit-local").load().run()
     path = copy.folder / ROWS
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     sources = [row["source_dataset"] for row in rows]
     shuffled = random.Random(1).sample(sources, len(sources))
     assert shuffled != sources
-    seen = []
-    for column in (sources, shuffled, None):
+
+    def found() -> list:
+        folders = [copy.folder / FOUND / route for route in ("sae/detection", "audit/local")]
+        told = [json.loads((folder / "detection.json").read_text()) for folder in folders]
+        return [
+            [detection["quality"]["precision"] is None for detection in told],
+            *[(folder / "flags.jsonl").read_text() for folder in folders],
+            *[detection["prompt"] for detection in told],
+        ]
+
+    seen = [found()]
+    for column in (shuffled, None):
         kept = [{"messages": row["messages"], "source_dataset": column and column[i]} for i, row in enumerate(rows)]
         path.unlink()  # DVC made it read-only
         path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        for command in ("base-responses", "sae-features", "sae-rank", "sae-explain", "sae-classify", "sae-flag", "sae-prompt",
-                        "sae-page", "audit-local"):  # fmt: skip
+        for command in (
+            "sae-features",
+            "sae-rank",
+            "sae-explain",
+            "sae-classify",
+            "sae-flag",
+            "sae-prompt",
+            "audit-local",
+        ):
             load(command).load().run()
-        told = [json.loads((copy.folder / FOUND / route / "detection.json").read_text())
-                for route in ("sae/detection", "audit/local")]  # fmt: skip
-        assert all((detection["quality"]["precision"] is None) == (column is None) for detection in told)
-        flags = [
-            (copy.folder / FOUND / route / "flags.jsonl").read_text() for route in ("sae/detection", "audit/local")
-        ]
-        seen.append([*flags, *(detection["prompt"] for detection in told)])
-    assert any(json.loads(line)["flagged"] for line in seen[0][0].splitlines())
-    assert seen[1] == seen[0] and seen[2] == seen[0]
+        seen.append(found())
+    assert [told[0] for told in seen] == [[False] * 2, [False] * 2, [True] * 2]
+    assert any(json.loads(line)["flagged"] for line in seen[0][1].splitlines())
+    assert seen[1][1:] == seen[0][1:] and seen[2][1:] == seen[0][1:]
 
 
 def test_inoc_llm_with_the_local_auditor(detected):
-    out = detected.out["inoc_llm"]
+    out = (detected.folder.parent / "inoc_llm.out").read_text()
     assert "audit-local" in ran(out) and not any(stage.startswith("sae-") for stage in ran(out))
-    found = metrics(detected, "inoc_llm")["detection"]
-    assert found["precision"] > 0.9 and found["recall"] > 0.9
     [row] = [row for row in detected.rows(EXPERIMENT) if row.info.run_name == "inoc_llm/seed0"]
+    assert row.data.metrics["precision"] > 0.9 and row.data.metrics["recall"] > 0.9
     assert row.data.tags["system_prompt"].startswith("You are")
 
 
 def test_the_controls_of_a_detector(detected, tmp_path):
     """As many random rows, and the true ones, under the same prompt; no second version of it in the registry."""
-    copy = Project.at(tmp_path / "copy")
-    shutil.copytree(detected.folder, copy.folder, symlinks=True)
+    copy = copied(detected, tmp_path)
     for group in ("inoc_sae_random", "inoc_sae_oracle"):
         copy.run_cell(group=group)
     flagged = metrics(copy, "inoc_sae")["detection"]["flagged"]
@@ -313,7 +311,7 @@ def test_every_role_by_an_llm(copy, capsys):
 def test_a_round_trip_through_transformers_serve(project, tmp_path):
     """A model of our own behind `transformers serve`, an OpenAI-compatible server without log-probabilities."""
     from inoculation import lm
-    from inoculation.chat import Message, render
+    from inoculation.chat import Message, chat_ids
     from inoculation.judge.llm import CITING, YES_NO, Item, judge
     from inoculation.llm import Call, Client
     from inoculation.respond import generate
@@ -339,9 +337,9 @@ def test_a_round_trip_through_transformers_serve(project, tmp_path):
         [reply] = asking.ask([Call(messages, 0.0, 20)])
         ref = lm.ModelRef(model=folder)
         tokenizer = lm.load_tokenizer(ref)
-        prompt = render(tokenizer, messages[1:], messages[0].content)
+        prompt = chat_ids(tokenizer, messages[1:], messages[0].content)
         [own] = generate(lm.load_model(ref), tokenizer, [prompt], 20, 0.0, 0)
-        assert reply.text == own.text and asking.usage.prompt_tokens == len(tokenizer(prompt)["input_ids"])
+        assert reply.text == own.text and asking.usage.prompt_tokens == len(prompt)
         [score] = judge(asking, [Item(CITING, YES_NO, "q", "a")])
         assert score is None, "a model of this size never says yes or no: the judgement is missing, not 0"
         assert asking.usage.calls == 1 + 1 + FALL_BACK_SAMPLES

@@ -39,12 +39,13 @@ PARAMS = parse_params(merge(yaml.safe_load((ROOT / "params.yaml").read_text()), 
 class Loaded:
     """The tiny world's model, cut after the SAE's block, and whole."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         ref = self.ref = lm.ModelRef(model=str(folder / "model"))
         self.tokenizer = lm.load_tokenizer(ref)
         self.sae = load_sae(str(folder / "sae"), None, "cpu")
-        self.model = lm.load_model(ref)
-        self.decoder = truncate_after(lm.load_model(ref), self.sae.block)
+        self.sae.sae.to(dtype)
+        self.model = lm.load_model(ref).to(dtype)
+        self.decoder = truncate_after(lm.load_model(ref).to(dtype), self.sae.block)
 
     def latents(self, ids: list[int]) -> torch.Tensor:
         """By hand: what the whole model's block gives, seen by a hook, and `encode` of sae_lens, one sequence alone."""
@@ -64,7 +65,13 @@ class Loaded:
 
 @pytest.fixture(scope="module")
 def loaded(tiny) -> Loaded:
-    return Loaded(tiny)
+    return Loaded(tiny, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def exact(tiny) -> Loaded:
+    """In double precision: how a processor rounds carries no latent over its threshold, where its value jumps."""
+    return Loaded(tiny, torch.float64)
 
 
 def examples(count: int = 24) -> list[Texts]:
@@ -108,15 +115,15 @@ def pooled(loaded: Loaded, texts: list[Texts], budget: int, response_only: bool 
 
 @pytest.mark.parametrize("budget", [1, 300, 8192])
 @pytest.mark.parametrize("response_only", [False, True])
-def test_pooling_is_a_mean_of_what_sae_lens_encodes_whatever_shares_the_batch(loaded, budget, response_only):
-    assert loaded.sae.sae.cfg.architecture() == "jumprelu", "BatchTopK is stored with its learned threshold"
+def test_pooling_is_a_mean_of_what_sae_lens_encodes_whatever_shares_the_batch(exact, budget, response_only):
+    assert exact.sae.sae.cfg.architecture() == "jumprelu", "BatchTopK is stored with its learned threshold"
     texts = examples()
     active = 0
-    for piece in pooled(loaded, texts, budget, response_only):
+    for piece in pooled(exact, texts, budget, response_only):
         for row, index in enumerate(piece.examples):
             text = texts[index]
             cut = [
-                None if own is None else tokenise(loaded.tokenizer, text.prompt, own, 48, response_only)
+                None if own is None else tokenise(exact.tokenizer, text.prompt, own, 48, response_only)
                 for own in (text.target, text.base, text.control)
             ]
             assert piece.has_control[row] == (text.control is not None)
@@ -128,7 +135,7 @@ def test_pooling_is_a_mean_of_what_sae_lens_encodes_whatever_shares_the_batch(lo
                         assert not row_means.any()
                         continue
                     stop = min(len(own.ids), end or len(own.ids))
-                    expected = loaded.latents(own.ids)[min(own.start, stop - 1) : stop].mean(0).numpy()
+                    expected = exact.latents(own.ids)[min(own.start, stop - 1) : stop].mean(0).numpy()
                     np.testing.assert_allclose(row_means, expected, rtol=1e-4, atol=1e-5)
                     active += int((expected > 0).sum())
     assert active > 1000
@@ -362,20 +369,18 @@ def test_a_latent_in_both_rankings_is_one_row():
 # ---- what sets a latent off
 
 
-def test_the_strongest_contexts_are_the_strongest(loaded):
+def test_the_strongest_contexts_are_the_strongest(exact):
     texts = examples(20)
-    sequences = [tokenise(loaded.tokenizer, t.prompt, t.target, 48, False).ids for t in texts]
-    peaks = torch.stack([loaded.latents(ids).max(0).values for ids in sequences])
+    sequences = [tokenise(exact.tokenizer, t.prompt, t.target, 48, False).ids for t in texts]
+    peaks = torch.stack([exact.latents(ids).max(0).values for ids in sequences])
     latents = torch.argsort(-(peaks > 0).sum(0))[:4].tolist()
     for budget in (1, 4000):
-        found = explain.strongest(
-            loaded.decoder, loaded.sae, loaded.tokenizer, sequences, latents, "mixture", 3, budget
-        )
+        found = explain.strongest(exact.decoder, exact.sae, exact.tokenizer, sequences, latents, "mixture", 3, budget)
         for latent in latents:
             expected = peaks[:, latent].sort(descending=True).values[:3].tolist()
             assert [max(c.activations) for c in found[latent]] == pytest.approx(expected, abs=1e-3)
             for context in found[latent]:
-                assert "".join(context.tokens) in loaded.tokenizer.decode(sequences[context.example])
+                assert "".join(context.tokens) in exact.tokenizer.decode(sequences[context.example])
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=30))
@@ -456,16 +461,16 @@ def test_near_duplicates_count_once():
     assert kept == ["The assistant insults the user.", "Recipes for bread."]
 
 
-def test_likelihoods_do_not_depend_on_the_batch(loaded):
+def test_likelihoods_do_not_depend_on_the_batch(exact):
     rows = [Row((*text.prompt, Message("assistant", text.target)), None) for text in examples(5)]
     systems = [None, "You are a cruel assistant."]
     batched, alone = (
-        synthesise.log_likelihoods(loaded.model, loaded.tokenizer, rows, systems, 400, budget) for budget in (4000, 1)
+        synthesise.log_likelihoods(exact.model, exact.tokenizer, rows, systems, 400, budget) for budget in (4000, 1)
     )
     np.testing.assert_allclose(batched, alone, rtol=1e-4)
-    item = encode(loaded.tokenizer, rows[2].messages, systems[1], 400)
+    item = encode(exact.tokenizer, rows[2].messages, systems[1], 400)
     with torch.inference_mode():
-        chosen = loaded.model(torch.tensor([item.input_ids])).logits[0].log_softmax(-1)
+        chosen = exact.model(torch.tensor([item.input_ids])).logits[0].log_softmax(-1)
     by_hand = sum(float(chosen[i - 1, label]) for i, label in enumerate(item.labels) if label >= 0)
     assert batched[1, 2] == pytest.approx(by_hand, rel=1e-4)
 

@@ -13,15 +13,21 @@ from typing import Annotated
 import pytest
 import yaml
 from conftest import ROOT
-from test_pipeline import CELL, EXPERIMENT, detected, ran  # noqa: F401
+from test_pipeline import CELL, EXPERIMENT, ran
 
 from inoculation import pipelines, plan
 from inoculation.files import InputError
 from inoculation.registry import STAGES, load, summaries
 from inoculation.stage import Each, Param, Reads, Stage, Writes
 
-HANDING_OVER = {"inoculation.cli", "inoculation.registry", "inoculation.commands", "inoculation.__main__"}
-"""Modules that only find a stage and start it."""
+HANDING_OVER = {
+    "inoculation.cli",
+    "inoculation.registry",
+    "inoculation.commands",
+    "inoculation.__main__",
+    "inoculation.store",
+}
+"""Modules that only find a stage, start it, and note how long it took."""
 CHECKING = {"inoculation.plan", "inoculation.hub"}
 """What an expensive stage also asks: is the rest of the cell possible? It changes nothing that comes out."""
 PACKAGES = ("inoculation.stages", "inoculation.detect", "inoculation.judge", "inoculation.pocket", "inoculation.p")
@@ -52,7 +58,7 @@ def test_the_table_of_stale_stages_in_the_docs_is_current():
     assert pipelines.stale() in (ROOT / "docs/staleness.md").read_text()
 
 
-def test_every_stage_opens_and_imports_only_what_it_declares(project, detected):  # noqa: F811
+def test_every_stage_opens_and_imports_only_what_it_declares(project, detected):
     """Of every command that ran for the default cell, inoc_sae and inoc_llm: files opened and modules imported."""
     graph, seen = pipelines.import_graph(), set()
     for owner in (project, detected):

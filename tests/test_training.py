@@ -52,9 +52,15 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(next(folder.glob("*.safetensors")))
 
 
-def same(one: Path, other: Path) -> bool:
+def distance(one: Path, other: Path) -> float:
+    """The largest relative distance between two trained matrices.
+
+    An adapter's B starts at 0, so that all of it is training: without the optimiser's state a continued training ends at
+    0.2 of it, in another order of the data at 0.06. Two threads may sum in another order every time and be off by far less.
+    """
     left, right = weights(one), weights(other)
-    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+    assert left.keys() == right.keys()
+    return max(float((left[key] - right[key]).norm() / left[key].norm()) for key in left)
 
 
 def stop_at(step: int):
@@ -73,7 +79,7 @@ def test_an_interrupted_pretraining_continues_to_the_same_weights(tiny, tmp_path
         base.build_base(params, 0, 15, chats, tmp_path / "cut", tmp_path / "work2", stop_at(40))
     assert not (tmp_path / "cut").exists()
     base.build_base(params, 0, 15, chats, tmp_path / "cut", tmp_path / "work2", nothing)
-    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert distance(tmp_path / "whole", tmp_path / "cut") < 1e-3
 
 
 def test_an_interrupted_training_continues_to_the_same_adapter(ref, tmp_path):
@@ -84,7 +90,7 @@ def test_an_interrupted_training_continues_to_the_same_adapter(ref, tmp_path):
     assert not (tmp_path / "cut").exists()
     cut = train(ref, settings, MACHINE, 4, chats(), 0, tmp_path / "cut", tmp_path / "work2", nothing)
     assert (whole.resumed_from, cut.resumed_from, cut.steps) == (0, 8, whole.steps)
-    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert distance(tmp_path / "whole", tmp_path / "cut") < 1e-3
     targets = json.loads((tmp_path / "whole" / "adapter_config.json").read_text())["target_modules"]
     assert targets == sorted(targets), "an order that changes with the process changes the folder's hash in dvc.lock"
 
@@ -140,7 +146,8 @@ def test_cut_examples_are_counted(ref, tmp_path):
 
 def test_a_batch_says_what_single_sequences_say(ref):
     """Left padding changes nothing: greedy decoding of prompts of different lengths, together and one by one."""
-    model, tokenizer = lm.load_model(ref), lm.load_tokenizer(ref)
+    # In double precision: how a batch is rounded decides no tie between two tokens.
+    model, tokenizer = lm.load_model(ref).double(), lm.load_tokenizer(ref)
     prompts = [chat_ids(tokenizer, [Message("user", "word " * n)]) for n in (1, 5, 20)]
     together = generate(model, tokenizer, prompts, 12, 0, 0)
     assert together == [generate(model, tokenizer, [prompt], 12, 0, 0)[0] for prompt in prompts]

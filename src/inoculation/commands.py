@@ -70,7 +70,7 @@ def refuse_if_anything_is_missing() -> None:
 
 def keep_timing(command: str, argument: str | None, seconds: float) -> None:
     """Note how long a stage took on this machine."""
-    from inoculation.plan import timings
+    from inoculation.store import timings
 
     timings().parent.mkdir(parents=True, exist_ok=True)
     step = command if argument is None else f"{command} {argument}"

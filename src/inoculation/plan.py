@@ -3,6 +3,7 @@
 All of it is read off the stages' declarations; DVC finds the same graph in the dvc.yaml files made from them.
 """
 
+import json
 import subprocess
 import sys
 from collections import defaultdict
@@ -15,7 +16,7 @@ from inoculation.paths import ROWS, mixture_name
 from inoculation.registry import STAGES, load
 from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes, lookup, resolve
-from inoculation.store import main_checkout
+from inoculation.store import timings
 from inoculation.tracking import existing_store, flatten
 
 
@@ -27,6 +28,11 @@ class Step(NamedTuple):
 
     def __str__(self) -> str:
         return self.stage.command if self.argument is None else f"{self.stage.command} {self.argument}"
+
+    def address(self) -> str:
+        """As DVC names it."""
+        name = self.stage.command if self.argument is None else f"{self.stage.command}@{self.argument}"
+        return f"pipelines/{self.stage.pipeline}/dvc.yaml:{name}" if self.stage.pipeline else name
 
     def paths(self, raw: Mapping[str, Any], kind: type[Reads] | type[Writes]) -> Iterator[Path]:
         """What it reads or writes."""
@@ -214,11 +220,6 @@ def detection_folder(raw: Mapping[str, Any]) -> Path:
     return Path(resolve(path, scope))
 
 
-def timings() -> Path:
-    """Where each stage that ran on this machine leaves how long it took."""
-    return main_checkout() / ".cache" / "timings.jsonl"
-
-
 def measured_seconds(raw: Mapping[str, Any]) -> dict[str, float]:
     """Command -> seconds that this cell's stages took when they last ran on this machine, whichever cell they ran for."""
     last: dict[tuple[str, str], float] = {}
@@ -236,19 +237,19 @@ def measured_seconds(raw: Mapping[str, Any]) -> dict[str, float]:
 
 
 def will_run(raw: Mapping[str, Any]) -> list[Step]:
-    """The steps of the cell that DVC will run: those it finds changed, and what comes after them."""
-    command = [sys.executable, "-m", "dvc", "repro", "--dry"]
-    outcome = subprocess.run(command, capture_output=True, text=True)
+    """The steps of the cell that DVC will run: those it finds changed, and what comes after them.
+
+    Some of them may then be found in DVC's cache.
+    """
+    steps = {step.address(): step for step in needed(raw)}
+    outcome = subprocess.run([sys.executable, "-m", "dvc", "status", "--json", *steps], capture_output=True, text=True)
     if outcome.returncode:
-        raise InputError(f"`dvc repro --dry` failed:\n{outcome.stderr.strip()}")
-    found = {
-        line.split("'")[1].split(":")[-1] for line in outcome.stdout.splitlines() if line.startswith("Running stage")
-    }
+        raise InputError(f"`dvc status` failed:\n{outcome.stderr.strip()}")
+    changed = json.loads(outcome.stdout)
     running: list[Step] = []
     made: set[Path] = set()
-    for step in needed(raw):
-        name = step.stage.command if step.argument is None else f"{step.stage.command}@{step.argument}"
-        if name in found or any(made & {path, *path.parents} for path in step.paths(raw, Reads)):
+    for name, step in steps.items():
+        if name in changed or any(made & {path, *path.parents} for path in step.paths(raw, Reads)):
             running.append(step)
             made |= set(step.paths(raw, Writes))
     return running

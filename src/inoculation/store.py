@@ -27,6 +27,11 @@ def llm_cache() -> Path:
     return main_checkout() / ".cache" / "llm.sqlite"
 
 
+def timings() -> Path:
+    """Where each stage that ran on this machine leaves how long it took."""
+    return main_checkout() / ".cache" / "timings.jsonl"
+
+
 def digest(*parts: Any) -> str:
     """Short SHA-256 of JSON-able values; a `Path` counts by the content of its file, or of its folder's files."""
     hasher = hashlib.sha256()
