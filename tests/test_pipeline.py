@@ -129,7 +129,7 @@ def test_the_base_group_trains_nothing(copy):
 def test_inoc_sae_finds_flags_and_trains(detected):
     copy, out = detected, (detected.folder.parent / "inoc_sae.out").read_text()
     route = ["sae-features", "sae-rank", "sae-explain", "sae-classify", "sae-flag", "sae-prompt", "sae-page"]
-    assert [stage for stage in ran(out) if stage.startswith("sae-")] == route and "base-responses" in ran(out)
+    assert [stage for stage in ran(out) if stage.startswith("sae-")] == route
     found = metrics(copy, "inoc_sae")["detection"]
     assert (
         set(found) == {"precision", "recall", "f1", "flagged", "n", "found"}
@@ -244,7 +244,9 @@ def test_the_same_flags_and_prompts_with_provenance_shuffled_or_absent(detected,
 
 def test_inoc_llm_with_the_local_auditor(detected):
     out = (detected.folder.parent / "inoc_llm.out").read_text()
-    assert "audit-local" in ran(out) and not any(stage.startswith("sae-") for stage in ran(out))
+    assert {"base-responses", "audit-local"} <= set(ran(out)) and not any(
+        stage.startswith("sae-") for stage in ran(out)
+    )
     [row] = [row for row in detected.rows(EXPERIMENT) if row.info.run_name == "inoc_llm/seed0"]
     assert row.data.metrics["precision"] > 0.9 and row.data.metrics["recall"] > 0.9
     assert row.data.tags["system_prompt"].startswith("You are")
@@ -349,29 +351,33 @@ def test_a_round_trip_through_transformers_serve(project, tmp_path):
 
 
 def test_a_queue_runs_its_own_code_and_lands_in_one_store(copy):
-    """Two cells, queued with a changed report and started after the change was taken back."""
+    """A cell that is queued with a changed report and started after the change was taken back."""
     report = copy.folder / "src/inoculation/report.py"
     text = report.read_text()
     start = "    told: dict[str, float | None] = {}\n"
     report.write_text(text.replace(start, start.replace("{}", '{"queued": 1.0}')))
-    copy.run("dvc", "exp", "run", "--queue", "-S", "group=baseline,base", "-S", "seed=1")
+    copy.run("dvc", "exp", "run", "--queue", "-S", "group=base", "-S", "seed=1")
     report.write_text(text)
     copy.run("dvc", "queue", "start")
     copy.run("bash", "-c", "while dvc queue status | grep -qE 'Queued|Running'; do sleep 1; done", timeout=500)
     status = copy.run("dvc", "queue", "status").stdout
-    assert status.count("Success") == 2, status
+    assert status.count("Success") == 1, status
     rows = {row.info.run_name: row for row in copy.rows(EXPERIMENT)}
-    assert set(rows) == {"inoc_selective/seed0", "baseline/seed1", "base/seed1"}
+    assert set(rows) == {"inoc_selective/seed0", "base/seed1"}
     assert [rows[name].data.metrics.get("queued") for name in rows] == [
         None if name == "inoc_selective/seed0" else 1.0 for name in rows
     ], "a queued experiment runs the code that it was queued with"
     table = copy.run("inoculation", "compare").stdout
-    assert "| `baseline` | 1 |" in table and "judge: exact judge" in table
+    assert "| `base` | 1 |" in table and "judge: exact judge" in table
 
 
 def test_a_new_judge_setting_does_not_sample_again(copy):
-    out = copy.run("dvc", "exp", "run", "-S", "judge.examples=30").stdout
-    assert "judge" in ran(out) and not {"respond", "train"} & set(ran(out))
+    copy.set(judge={"examples": 30})
+    copy.run("inoculation", "fit-judge")
+    status = json.loads(copy.run("dvc", "status", "--json", "train", "respond", "judge").stdout)
+    assert "judge" in status and not {"train", "respond"} & set(status)
+    for stage in ("judge", "report", "log"):
+        copy.run("inoculation", stage)
     rows = copy.rows(EXPERIMENT)
     assert len(rows) == 2, "another setting is another row"
     assert all("train/loss" in row.data.metrics for row in rows), "a row whose training was skipped has its curve too"
