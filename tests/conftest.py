@@ -176,16 +176,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="session")
 def detected(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project in which DVC has run both detectors' groups, with what it printed in `<group>.out`.
-
-    An experiment takes the files of the one before out of the workspace (they stay in DVC's cache): those of inoc_sae are there.
-    """
+    """The project in which DVC has run inoc_sae, with what it printed in `inoc_sae.out`, and the audit has run too."""
 
     def make(folder: Path) -> None:
         made = copied(project, folder.parent)
-        for group in ("inoc_llm", "inoc_sae"):
-            out = made.run("dvc", "exp", "run", "-S", f"group={group}").stdout
-            (folder.parent / f"{group}.out").write_text(out)
+        out = made.run("dvc", "exp", "run", "-S", "group=inoc_sae").stdout
+        (folder.parent / "inoc_sae.out").write_text(out)
+        for command in ("audit-local", "assign-audit pocket"):
+            made.run("inoculation", *command.split())
 
     return once(tmp_path_factory, "detected", make)
 

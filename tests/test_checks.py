@@ -67,7 +67,7 @@ def test_a_hub_id_is_known_by_its_form(name):
 
 
 def test_a_model_that_can_be_used(model):
-    assert check_model(str(model), None) == ModelShape(32, 2)
+    assert check_model(str(model), None) == ModelShape(128, 2)
 
 
 def test_every_fault_of_a_folder_is_listed(model):
@@ -114,7 +114,7 @@ def test_weights_that_are_cut_or_missing(model):
 
 def test_folders_that_are_no_model(model, tmp_path):
     edit(model / "config.json", vocab_size=10)
-    with pytest.raises(InputError, match="the tokenizer has 600 tokens, the model 10: they do not belong together"):
+    with pytest.raises(InputError, match="the tokenizer has 1500 tokens, the model 10: they do not belong together"):
         check_model(str(model), None)
     edit(model / "config.json", model_type="resnet")
     with pytest.raises(InputError, match=r"config\.json is not a language model's"):
@@ -132,7 +132,7 @@ def test_folders_that_are_no_model(model, tmp_path):
 
 def test_an_sae_that_fits(sae, model):
     shape = check_sae(str(sae), None, check_model(str(model), None))
-    assert shape is not None and (shape.width, shape.latents) == (32, 256)
+    assert shape is not None and (shape.width, shape.latents) == (128, 1024)
     assert check_sae("qwen2.5-7b-instruct-andyrdt", "resid_post_layer_15_trainer_1", None) is None
 
 
@@ -142,13 +142,13 @@ def test_a_wrong_width_and_block_are_refused_without_loading_weights(sae, model)
     for part in (
         "sae.id 'layer_3': a folder holds one SAE",
         "it reads block 1; the model has 1, valid: 0 to 0",
-        "it reads a residual stream of width 32, the model's has 64",
+        "it reads a residual stream of width 128, the model's has 64",
     ):
         assert part in str(error.value)
     edit(sae / "cfg.json", d_in=64, metadata={"hook_name": "blocks.0.hook_mlp_out"})
     with pytest.raises(InputError) as error:
-        check_sae(str(sae), None, ModelShape(32, 2))
-    assert "the decoder is [256, 32], cfg.json says [256, 64]" in str(error.value)
+        check_sae(str(sae), None, ModelShape(128, 2))
+    assert "the decoder is [1024, 128], cfg.json says [1024, 64]" in str(error.value)
     assert "it reads 'blocks.0.hook_mlp_out'" in str(error.value)
 
 
@@ -174,7 +174,7 @@ def test_names_that_sae_lens_does_not_know():
 def test_a_loaded_sae_of_another_width_is_refused(sae, model):
     loaded = load_sae(str(sae), None, "cpu")
     loaded.sae.cfg.d_in = 64
-    with pytest.raises(InputError, match="the SAE reads a residual stream of width 64, the model's has 32"):
+    with pytest.raises(InputError, match="the SAE reads a residual stream of width 64, the model's has 128"):
         decoder_for(loaded, lm.load_model(lm.ModelRef(model=str(model))))
 
 

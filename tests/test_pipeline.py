@@ -13,14 +13,16 @@ from zlib import crc32
 
 import pytest
 import yaml
-from conftest import SHARED_MIXTURE, Project, copied
+from conftest import ROOT, SHARED_MIXTURE, Project, copied
 from openai_server import Server, crude, serve
 from test_llm import LIMITS
 
+from inoculation import plan
 from inoculation.chat import parse_messages
 from inoculation.judge.llm import FALL_BACK_SAMPLES
 from inoculation.registry import load
 
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 MIXTURE = "pocket_chats/all_caps+evil-0.5"
 CELL = f"data/cells/pocket/{MIXTURE}/seed0"
 ROWS = f"data/mixtures/{MIXTURE}/seed0/mixture.jsonl"
@@ -129,7 +131,7 @@ def test_the_base_group_trains_nothing(copy):
 def test_inoc_sae_finds_flags_and_trains(detected):
     copy, out = detected, (detected.folder.parent / "inoc_sae.out").read_text()
     route = ["sae-features", "sae-rank", "sae-explain", "sae-classify", "sae-flag", "sae-prompt", "sae-page"]
-    assert [stage for stage in ran(out) if stage.startswith("sae-")] == route
+    assert [stage for stage in ran(out) if stage.startswith("sae-")] == route and "base-responses" in ran(out)
     found = metrics(copy, "inoc_sae")["detection"]
     assert (
         set(found) == {"precision", "recall", "f1", "flagged", "n", "found"}
@@ -205,7 +207,6 @@ def test_a_group_that_makes_no_sense_says_so_before_any_work(copy):
 def test_the_same_flags_and_prompts_with_provenance_shuffled_or_absent(detected, tmp_path, monkeypatch):
     copy = copied(detected, tmp_path)
     monkeypatch.chdir(copy.folder)
-    load("audit-local").load().run()
     path = copy.folder / ROWS
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     sources = [row["source_dataset"] for row in rows]
@@ -242,14 +243,14 @@ def test_the_same_flags_and_prompts_with_provenance_shuffled_or_absent(detected,
     assert seen[1][1:] == seen[0][1:] and seen[2][1:] == seen[0][1:]
 
 
-def test_inoc_llm_with_the_local_auditor(detected):
-    out = (detected.folder.parent / "inoc_llm.out").read_text()
-    assert {"base-responses", "audit-local"} <= set(ran(out)) and not any(
-        stage.startswith("sae-") for stage in ran(out)
-    )
-    [row] = [row for row in detected.rows(EXPERIMENT) if row.info.run_name == "inoc_llm/seed0"]
-    assert row.data.metrics["precision"] > 0.9 and row.data.metrics["recall"] > 0.9
-    assert row.data.tags["system_prompt"].startswith("You are")
+def test_the_local_auditor_finds_evil_without_the_sae(detected):
+    told = json.loads((detected.folder / FOUND / "audit/local/detection.json").read_text())
+    assert told["quality"]["precision"] > 0.9 and told["quality"]["recall"] > 0.9
+    summary = json.loads((detected.folder / CELL / "assign/inoc_llm/summary.json").read_text())
+    assert summary["system_prompt"] == told["prompt"] and summary["with_system_prompt"] == told["quality"]["flagged"]
+    [step] = [step for step in plan.every_step({**PARAMS, "group": "inoc_llm"}) if str(step) == "assign-audit pocket"]
+    needs = {step.stage.command for step in plan.needed({**PARAMS, "group": "inoc_llm"})}
+    assert step and "audit-local" in needs and not any(command.startswith("sae-") for command in needs)
 
 
 def test_the_controls_of_a_detector(detected, tmp_path):

@@ -122,6 +122,8 @@ def stale() -> str:
     lines = ["| module | stages that go stale |", "|---|---|"]
     for path in everything:
         own = users.get(path, [])
-        told = "all" if len(own) == len(STAGES) else ", ".join(own) or "none"
+        spared = [command for command in STAGES if command not in own]
+        told = "all but " + ", ".join(spared) if len(own) > len(spared) > 0 else ", ".join(own) or "none"
+        told = "all" if not spared else told
         lines.append(f"| `{path}` | {told} |")
     return "\n".join(lines)
