@@ -1,11 +1,12 @@
-"""A queue of six cells with two workers, one of them killed with -9 and queued again: the metrics of six runs one after the other?
+"""A queue of cells with two workers, one of them killed with -9 and queued again: the metrics of runs one after the other?
 
-    python benchmarks/queue_faults.py
+    python benchmarks/queue_faults.py --groups inoc_sae inoc_llm baseline --seeds 1 2
 
-In a temporary folder, with the tests' tiny world: `inoc_sae`, `inoc_llm` and `baseline` of two seeds, so that workers meet at the same
-base responses, judge and mixture. Prints each cell's metrics from both stores and whether they agree.
+In a temporary folder, with the tests' tiny world. Cells of one seed meet at the same base responses, judge and mixture.
+Prints each cell's metrics from both stores and whether they agree.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -21,7 +22,6 @@ sys.path.insert(0, str(HERE.parents[1] / "tests"))
 import psutil  # noqa: E402
 from conftest import Project  # noqa: E402
 
-GROUPS, SEEDS = ("inoc_sae", "inoc_llm", "baseline"), (1, 2)
 MIXTURE = "pocket/pocket_chats/all_caps+evil-0.5"
 
 
@@ -62,6 +62,10 @@ def drain(project: Project, kill: bool) -> bool:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--groups", nargs="+", required=True)
+    parser.add_argument("--seeds", nargs="+", required=True, help="other than 0, which the tests' project has already")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         base = Project(Path(name) / "base" / "checkout")
         base.run("dvc", "repro")
@@ -69,16 +73,16 @@ def main() -> None:
         one, queue = (Project.at(Path(name) / which / "checkout") for which in ("one", "queue"))
         for project in (one, queue):
             shutil.copytree(base.folder.parent, project.folder.parent, symlinks=True)
-        for seed in SEEDS:
-            for group in GROUPS:
+        for seed in arguments.seeds:
+            for group in arguments.groups:
                 one.run("dvc", "exp", "run", "-S", f"group={group}", "-S", f"seed={seed}")
         expected = results(one)
-        grid = ("-S", f"group={','.join(GROUPS)}", "-S", f"seed={','.join(map(str, SEEDS))}")
+        grid = ("-S", f"group={','.join(arguments.groups)}", "-S", f"seed={','.join(arguments.seeds)}")
         queue.run("dvc", "exp", "run", "--queue", *grid)
         assert drain(queue, kill=True), "a stage was killed"
         failed = queue.run("dvc", "queue", "status").stdout.count("Failed")
         print(
-            f"{failed} failed; all six are queued again (those that are done find their results in DVC's cache)",
+            f"{failed} failed; all are queued again (those that are done find their results in DVC's cache)",
             flush=True,
         )
         queue.run("dvc", "exp", "run", "--queue", *grid)

@@ -46,10 +46,13 @@ def import_graph() -> "ImportGraph":
 
 def code(stage: type[Stage], graph: "ImportGraph") -> list[str]:
     """The files of the package that a stage's command runs, relative to the checkout."""
-    modules = {stage.__module__, *graph.find_upstream_modules(stage.__module__)}
-    for module in list(modules):
-        parts = module.split(".")
-        modules |= {".".join(parts[:end]) for end in range(1, len(parts))}  # packages run their __init__
+    modules: set[str] = set()
+    found = {stage.__module__}
+    while found - modules:
+        modules |= found
+        found = set().union(*(graph.find_upstream_modules(module) for module in modules)) | modules
+        # Importing a module runs the __init__ of the packages above it, and what that imports.
+        found |= {".".join(module.split(".")[:end]) for module in found for end in range(1, module.count(".") + 1)}
     root = Path(__file__).parent.parent
     files = []
     for module in sorted(modules):

