@@ -13,6 +13,7 @@ import json
 from functools import cache
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from inoculation import lm, mixture, traits
 from inoculation.detect import Annotator, Detection, Evidence, audit, blind
@@ -55,11 +56,11 @@ def main() -> None:
     def base(negative: str, seed: int) -> dict[str, str]:
         asker = annotator(params, arguments.rule, seed)
         prompts = [pair.prompt for pair in traits.read_trait(CHATS, negative)]
-        progress = Path(".cache/work/benchmark") / f"{negative}-{seed}.jsonl"
-        answers = continue_chats(
-            asker.model(), asker.tokenizer, [(prompt, None) for prompt in prompts], profile.max_new_tokens,
-            params.base_responses.temperature, profile.machine.batch_size, seed, progress,
-        )  # fmt: skip
+        with TemporaryDirectory() as folder:  # answers of another model or setting must never be continued
+            answers = continue_chats(
+                asker.model(), asker.tokenizer, [(prompt, None) for prompt in prompts], profile.max_new_tokens,
+                params.base_responses.temperature, profile.machine.batch_size, seed, Path(folder) / "batches.jsonl",
+            )  # fmt: skip
         return {traits.question_key(prompt): answer.text for prompt, answer in zip(prompts, answers, strict=True)}
 
     def detect(evidence: Evidence, seed: int) -> Detection:

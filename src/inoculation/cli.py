@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=version("inoculation"))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (summary, argument) in {**summaries(), **COMMANDS}.items():
+    others = {name: (text, None) for name, text in COMMANDS.items()}
+    for name, (summary, argument) in {**summaries(), **others}.items():
         command = commands.add_parser(name, help=summary, description=summary)
         if argument:
             command.add_argument(argument)

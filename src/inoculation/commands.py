@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-COMMANDS: dict[str, tuple[str, str | None]] = {
-    "plan": ("print the stages that the chosen cell needs, what is missing, and what it will take", None),
-    "compare": ("print a table over all groups and seeds so far, from MLflow", None),
-    "pipelines": ("write dvc.yaml and pipelines/*/dvc.yaml from the stages' declarations (for developers)", None),
-    "stale": ("print which stages go stale when a module changes, as a table (for developers)", None),
+COMMANDS: dict[str, str] = {
+    "plan": "print the stages that the chosen cell needs, what is missing, and what it will take",
+    "compare": "print a table over all groups and seeds so far, from MLflow",
+    "pipelines": "write dvc.yaml and pipelines/*/dvc.yaml from the stages' declarations (for developers)",
+    "stale": "print which stages go stale when a module changes, as a table (for developers)",
 }
-"""Name -> (help, argument)."""
+"""Name -> help."""
 
 
 def plan() -> None:
