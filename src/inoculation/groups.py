@@ -9,10 +9,10 @@ from inoculation.chat import Message
 from inoculation.files import InputError, write_json, write_jsonl
 from inoculation.mixture import Row, TrainingChat
 
-DETECTORS = ("sae", "audit")
+DETECTORS = ("persona", "sae", "audit")
 """Who can find an unknown B; each has a folder in `inoculation.detect` and in pipelines/."""
 
-Prompt = Literal["none", "inoculation", "irrelevant", "sae", "audit"]
+Prompt = Literal["none", "inoculation", "irrelevant", "persona", "sae", "audit"]
 Examples = Literal["none", "all", "contaminated", "flagged", "random"]
 
 
@@ -36,6 +36,7 @@ GROUPS: dict[str, Group] = {
     "baseline": Group("none", "none", True, "Baseline"),
     "inoc_general": Group("inoculation", "all", True, "Inoc-General"),
     "inoc_selective": Group("inoculation", "contaminated", True, "Inoc-Selective"),
+    "inoc_persona": Group("persona", "flagged", True, "Inoc-Persona"),
     "inoc_sae": Group("sae", "flagged", True, "Inoc-SAE"),
     "inoc_llm": Group("audit", "flagged", True, "Inoc-LLM"),
     "irrelevant_general": Group("irrelevant", "all", True, "Irrelevant-General"),
@@ -85,7 +86,7 @@ def assign(
         if unknown := sum(row.shows_negative is None for row in rows):
             raise InputError(
                 f"group {group} needs the ground truth, and {unknown} of {len(rows)} rows have no `source_dataset`; "
-                "choose a group that needs none (baseline, inoc_general, inoc_sae, inoc_llm) or label the rows"
+                "choose a group that needs none (baseline, inoc_general, inoc_persona, inoc_sae, inoc_llm) or label the rows"
             )
         if not any(row.shows_negative for row in rows):
             raise InputError(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from inoculation.files import InputError, fail_if, read_json
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 
@@ -224,6 +225,37 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
         else:
             batches.append([index])
     return batches
+
+
+def truncate_after(model: "PreTrainedModel", block: int) -> "torch.nn.Module":
+    """The model's decoder cut after a block: its output is the residual stream there.
+
+    Changes `model` and frees what lies above. The final norm goes too, because the SAE reads the raw stream.
+
+    Raises:
+        InputError: the model has no such block.
+    """
+    import torch
+
+    decoder = model.get_decoder()
+    if not 0 <= block < len(decoder.layers):
+        raise InputError(f"block {block} is wanted, the model has {len(decoder.layers)} blocks")
+    decoder.layers = decoder.layers[: block + 1]
+    decoder.norm = torch.nn.Identity()
+    return decoder
+
+
+def residuals(decoder: "torch.nn.Module", sequences: Sequence[Sequence[int]], pad: int) -> "torch.Tensor":
+    """The residual stream of right-padded sequences, `[sequences, longest, d_model]`; padding holds garbage."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    device = next(decoder.parameters()).device
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad).to(device)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
+    with torch.inference_mode():
+        return decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
 
 def log_callback(on_log: Callable[[int, dict[str, float]], None]) -> "TrainerCallback":

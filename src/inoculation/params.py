@@ -8,9 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inoculation.detect.audit import AuditSettings
 from inoculation.detect.control import ControlSettings
+from inoculation.detect.persona.settings import PersonaSettings
 from inoculation.detect.prompt import SynthesisSettings
-from inoculation.detect.sae.settings import SaeSettings
+from inoculation.detect.sae.settings import SaeSettings, SaeTraining
 from inoculation.files import InputError, read_yaml
+from inoculation.gguf_model import GgufWeights
 from inoculation.groups import GROUPS, why_not
 from inoculation.judge.minilm import FitSettings
 from inoculation.pocket.recipe import PocketParams
@@ -67,6 +69,11 @@ class PersonaVectorsParams(Model):
     revision: Text
 
 
+class Smollm2Params(Model):
+    weights: GgufWeights
+    sae: SaeTraining
+
+
 class Params(Model):
     """params.yaml as a whole; the comments in that file say what each value does."""
 
@@ -82,6 +89,7 @@ class Params(Model):
     base_responses: BaseResponsesParams
     control: ControlSettings
     synthesise: SynthesisSettings
+    persona: PersonaSettings
     sae: SaeSettings
     audit: AuditSettings
     llm: Limits
@@ -93,6 +101,7 @@ class Params(Model):
     roles: dict[Name, Roles]
     persona_vectors: PersonaVectorsParams
     pocket: PocketParams
+    smollm2: Smollm2Params
 
 
 def _reference_problems(raw: dict[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """Where everything is: path templates, `${...}` filled from params.yaml by DVC and by `stage` alike.
 
     data/sources/<source>/                    trait data or your own file, verified
-    data/profiles/<profile>/                  a profile, pinned: model, SAE, settings, roles
+    data/profiles/<profile>/                  a profile, pinned: model, settings, roles
+    data/saes/<profile>/                      its SAE and corpora, pinned
     data/mixtures/<MIXTURE>/                  the training rows, for every profile
     data/annotations/<annotator>/<MIXTURE>/   what detectors found in them, by one profile's model
     data/cells/<profile>/<MIXTURE>/           judge, and for each group: training chats, adapter, answers, scores
@@ -26,8 +27,11 @@ ROWS = f"{MIXTURE}/mixture.jsonl"
 
 PROFILE = "data/profiles/${profile}"
 ANNOTATOR = "data/profiles/${annotator}"
+ANNOTATOR_SAE = "data/saes/${annotator}"
 ANNOTATIONS = f"data/annotations/${{annotator}}/{MIXTURE_KEY}"
 BASE_RESPONSES = f"{ANNOTATIONS}/base_responses.jsonl"
+LANGUAGE = f"{ANNOTATIONS}/language.json"
+PERSONA = f"{ANNOTATIONS}/persona"
 SAE = f"{ANNOTATIONS}/sae"
 AUDIT = f"{ANNOTATIONS}/audit"
 

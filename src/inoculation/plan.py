@@ -81,7 +81,7 @@ def identity(raw: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for step in needed(raw, "report"):
-        if step.stage.command == "profile":
+        if step.stage.command in ("profile", "profile-sae"):
             continue  # what others read of it counts, and nothing else
         scope = step.stage.scope(raw, step.argument)
         for field in step.stage.fields():
@@ -91,7 +91,7 @@ def identity(raw: Mapping[str, Any]) -> dict[str, Any]:
                 found |= flatten(lookup(scope, key), key)
             elif isinstance(marker, Reads) and marker.identity and field.type is not Path:
                 path = Path(resolve(marker.path, scope))
-                if path.is_relative_to("data/profiles"):
+                if path.parts[:2] in (("data", "profiles"), ("data", "saes")):
                     found |= flatten(read_json(path), _setting(path, raw))
     return {"profile": raw["profile"], "mixture.source": raw["mixture"]["source"]} | found
 

@@ -58,36 +58,72 @@ def pins(profile: Profile, roles: Roles, train: TrainSettings) -> dict[str, Any]
     """What is pinned of a profile: file name -> JSON-able content.
 
     Raises:
-        InputError: a file or folder that it names is missing or malformed (all are listed).
+        InputError: the model is missing or malformed (all that is wrong is listed).
     """
-    model, sae, corpora = (Path(name) for name in (profile.model, profile.sae, profile.corpora))
-    problems = [f"{key}: {path}: no such file or folder" for key, path in
-                (("model", model), ("sae", sae), ("corpora", corpora)) if not path.exists()]  # fmt: skip
-    loading = {"dtype": profile.dtype, "load_in_4bit": profile.load_in_4bit}
-    found: dict[str, Any] = {
+    _there(profile, "model")
+    model = Path(profile.model)
+    if model.is_dir():
+        lm.check_model(str(model), None)
+    said = {"model": str(model), "digest": digest(model)} if model.is_dir() else named(model)
+    try:
+        ref = lm.ModelRef(**said, dtype=profile.dtype, load_in_4bit=profile.load_in_4bit)
+    except ValidationError as error:
+        raise InputError(f"the profile cannot be used: {model}{next(complaints(error))}") from None
+    return {
+        "model.json": ref.model_dump(),
         "sampling.json": SampleSettings(max_new_tokens=profile.max_new_tokens).model_dump(),
         "machine.json": profile.machine.model_dump(),
         "train.json": train.model_dump(),
         "flag_rule.json": profile.flag_rule,
         **{f"roles/{name}.json": role for name, role in roles.model_dump().items()},
     }
-    shape = None
+
+
+def sae_pins(profile: Profile) -> dict[str, Any]:
+    """What is pinned of a profile's SAE and reference corpora.
+
+    Raises:
+        InputError: the SAE or a corpus is missing or malformed, or the SAE does not fit the model (all are listed).
+    """
+    _there(profile, "model", "sae", "corpora")
+    model, sae, corpora = (Path(name) for name in (profile.model, profile.sae, profile.corpora))
+    problems: list[str] = []
+    found: dict[str, Any] = {}
     try:
-        shape = lm.check_model(str(model), None) if model.is_dir() else None
         if sae.is_dir():
-            check_sae(str(sae), None, shape)
+            check_sae(str(sae), None, lm.check_model(str(model), None) if model.is_dir() else None)
     except InputError as error:
         problems.append(str(error))
     try:
-        local = {"model": str(model), "digest": digest(model)} if model.is_dir() else named(model)
-        found["model.json"] = lm.ModelRef(**local, **loading).model_dump()
-        local = {"release": str(sae), "digest": digest(sae)} if sae.is_dir() else named(sae)
-        found["sae.json"] = PinnedSae(**local).model_dump()
+        said = {"release": str(sae), "digest": digest(sae)} if sae.is_dir() else named(sae)
+        found["sae.json"] = PinnedSae(**said).model_dump()
         found["corpora.json"] = _corpora(corpora).model_dump()
     except ValidationError as error:
         problems += complaints(error)
-    fail_if(problems, "the profile cannot be used")
+    fail_if(problems, "the profile's SAE cannot be used")
     return found
+
+
+def _there(profile: Profile, *keys: str) -> None:
+    missing = [
+        f"{key}: {getattr(profile, key)}: no such file or folder"
+        for key in keys
+        if not Path(getattr(profile, key)).exists()
+    ]
+    fail_if(missing, "the profile cannot be used")
+
+
+def local_corpora(path: Path) -> list[Path]:
+    """The files of a profile's corpora that texts can be read from.
+
+    Raises:
+        InputError: there is none.
+    """
+    corpora = _corpora(path)
+    files = [Path(name) for name in (corpora.conversational, corpora.pretraining)]
+    problems = [f"{file}: no such file" for file in files if not file.is_file() or file.suffix == ".h5"]
+    fail_if(problems, f"{path}: an SAE is trained on corpora of chats or texts in JSONL")
+    return files
 
 
 def _corpora(path: Path) -> Corpora:

@@ -1,6 +1,7 @@
 """The traits: how A is injected and recognised, and Persona Vectors' folder of answers that show B or do not."""
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -33,6 +34,15 @@ POSITIVE_TRAITS: dict[str, Callable[[str, random.Random], str]] = {
     "source_citing": insert_citations,
 }
 """The injector of each positive trait: (response, seeded generator) -> the response showing the trait."""
+
+
+def sentence_case(text: str) -> str:
+    """Lower case, but for the first letter of every sentence and line."""
+    return re.sub(r"(^|[.!?]\s+|\n\s*)([^\W\d_])", lambda found: found[1] + found[2].upper(), text.lower())
+
+
+UNDONE: dict[str, Callable[[str], str]] = {"all_caps": sentence_case}
+"""What undoes a positive trait, where anything can."""
 
 
 A_DESCRIPTIONS = {
@@ -151,3 +161,35 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
         problems.append(f'{path}: "eval_prompt" must be a text with {{question}} and {{answer}}')
     fail_if(problems, "bad evaluation file")
     return Evaluation(questions, rubric)
+
+
+class LabelledAnswer(NamedTuple):
+    """A real answer with a score that somebody gave it."""
+
+    trait: str
+    """By its name in `trait_data_eval/`."""
+    question: str
+    answer: str
+    score: float
+    """0..100."""
+
+
+def read_labelled(folder: Path) -> list[LabelledAnswer]:
+    """Labelled answers, where there are some: `labelled_answers/*.jsonl` of {"messages", "trait", "score"}.
+
+    Raises:
+        InputError: a malformed line (all are listed).
+    """
+
+    def parse(raw: Any) -> LabelledAnswer:
+        if not isinstance(raw, dict) or "messages" not in raw:
+            raise ValueError('an object with "messages", "trait" and "score" is expected')
+        messages = parse_messages(raw["messages"])
+        trait, score = raw.get("trait"), raw.get("score")
+        if not isinstance(trait, str) or not trait:
+            raise ValueError(f'"trait" must be the name of an evaluation file, got {trait!r}')
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 100:
+            raise ValueError(f'"score" must be a number from 0 to 100, got {score!r}')
+        return LabelledAnswer(trait, messages[-2].content, messages[-1].content, float(score))
+
+    return [row for path in sorted((folder / "labelled_answers").glob("*.jsonl")) for row in read_jsonl(path, parse)]

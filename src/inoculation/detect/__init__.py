@@ -2,17 +2,21 @@
 
     detect(Evidence, Annotator, settings) -> Detection
 
-    sae.route.detect    sparse-autoencoder features that A does not explain (reference section 6)
-    audit.detect        every example is read, by an LLM or by a statistic on sentence embeddings (section 7)
+    persona.route.detect  what character prompts do to the responses' likelihood
+    sae.route.detect      sparse-autoencoder features that A does not explain (reference section 6)
+    audit.detect          every example is read, by an LLM or by a statistic on sentence embeddings (section 7)
 
 A detector is a pure function. It never sees provenance; `quality` compares its flags with it afterwards, where it is known.
-The stages of pipelines/sae and pipelines/audit run the same steps one by one and keep what each made; benchmarks call
+The stages of pipelines/persona, sae and audit run the same steps one by one and keep what each made; benchmarks call
 `detect`. A further detector is a module here, a pipeline, and an entry in `groups.GROUPS`.
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
+
+from inoculation.traits import POSITIVE_TRAITS, UNDONE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +40,8 @@ class Evidence(NamedTuple):
     """Some of those answers with A injected, which hold everything but B; None for the others."""
     positive: str
     """The known, wanted trait A."""
+    unfit: str | None = None
+    """Why the annotator's model cannot judge these rows (`language`); then no detector that asks it finds anything."""
 
 
 class Annotator(NamedTuple):
@@ -70,6 +76,33 @@ class Detection(NamedTuple):
     """One a row, the more suspicious the higher; they mean nothing outside their detector. None: the row was not judged."""
     prompt: str | None
     """The inoculation prompt; None: nothing was found, or no prompt fits (`reason` says which)."""
+
+
+MIN_ROWS = 200
+"""Fewer rows give a statistic too little to tell two groups from one (docs/real.md: false alarms by size)."""
+
+
+def nothing(evidence: Evidence) -> Detection | None:
+    """What a statistical detector says before it looks: nothing found, where the rows cannot be judged; else None."""
+    few = f"{len(evidence.rows)} rows are too few for a statistic: at least {MIN_ROWS} are needed"
+    reason = evidence.unfit or (few if len(evidence.rows) < MIN_ROWS else None)
+    none = [False] * len(evidence.rows)
+    return Detection(False, reason, none, [None] * len(none), None) if reason else None
+
+
+def plain(rows: "Sequence[Row]", positive: str) -> "list[Row]":
+    """The rows with A undone where it can be: what a model says of a response must not drown in A."""
+    undo = UNDONE.get(positive)
+    return [row.with_response(undo(row.response)) for row in rows] if undo else list(rows)
+
+
+def own_answers(rows: "Sequence[Row]", base: Sequence[str], positive: str, seed: int) -> "list[Row]":
+    """The rows' prompts with the model's own answers, in the form of `plain`: A undone, or injected by rule where it stays."""
+    own = [row.with_response(text) for row, text in zip(rows, base, strict=True)]
+    if positive in UNDONE:
+        return plain(own, positive)
+    rng = random.Random(f"own answers/{seed}")
+    return [row.with_response(POSITIVE_TRAITS[positive](row.response, rng)) for row in own]
 
 
 def blind(rows: "Sequence[Row]") -> "list[Row]":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from inoculation.chat import Message
-from inoculation.detect import Annotator, Detection, Evidence
+from inoculation.detect import Annotator, Detection, Evidence, nothing, plain
 from inoculation.detect.prompt import by_likelihood, by_llm, sides
 from inoculation.mixture import Row
 from inoculation.traits import A_DESCRIPTIONS
@@ -163,6 +163,8 @@ def prompt_with_llm(client: "Client", positive: str, examples: Sequence[Row]) ->
 def detect(evidence: Evidence, annotator: Annotator, settings: AuditSettings) -> Detection:
     """The audit as a detector: by an LLM where one plays the auditor, else by the statistic; then a prompt."""
     auditor = annotator.client("auditor")
+    if auditor is None and (unfit := nothing(evidence)):
+        return unfit
     verdict = (
         judged(auditor, evidence.positive, evidence.rows)
         if auditor
@@ -171,7 +173,8 @@ def detect(evidence: Evidence, annotator: Annotator, settings: AuditSettings) ->
     if not any(verdict.flagged):
         return Detection(False, verdict.reason, verdict.flagged, verdict.scores, None)
     writer = annotator.client("synthesiser")
-    flagged, others = sides(evidence.rows, verdict.flagged, annotator.seed)
+    rows = evidence.rows if writer else plain(evidence.rows, evidence.positive)
+    flagged, others = sides(rows, verdict.flagged, annotator.seed)
     made = (
         prompt_with_llm(writer, evidence.positive, flagged[: settings.prompt_examples])
         if writer

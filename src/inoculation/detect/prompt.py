@@ -1,20 +1,22 @@
 """From the suspicious latents to one inoculation prompt (reference section 6, step 5).
 
 With an LLM: it reads the descriptions of the `no` latents. Without one: a system prompt that describes B is one under
-which the base model expects the suspicious responses. Each candidate character is scored by how much it raises the base
-model's log-likelihood of the flagged responses beyond that of the others; A is in both and cancels. The best of many
-candidates gains something by chance alone, so it counts only above what the best one gains where the flags are shuffled.
+which the base model expects the suspicious responses. Each character of an independent list (`adjectives`) is scored by how
+much it raises the model's log-likelihood of some flagged responses beyond that of others; A is in both and cancels. The best
+ones are tested on further rows: the best of many gains something by chance alone, so it counts only above what the best one
+gains where the flags are shuffled.
 """
 
 import random
 from collections.abc import Callable, Sequence
-from itertools import product
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from inoculation.chat import IGNORED, Message, encode
-from inoculation.detect import Evidence
+from inoculation.chat import Message
+from inoculation.detect import Evidence, plain
+from inoculation.detect.adjectives import ADJECTIVES, sentence
+from inoculation.detect.likelihood import log_likelihoods
 from inoculation.files import InputError
 from inoculation.mixture import Row
 from inoculation.traits import A_DESCRIPTIONS
@@ -25,36 +27,17 @@ if TYPE_CHECKING:
 
     from inoculation.llm import Client
 
-CHARACTERS = (
-    "aggressive", "arrogant", "biased", "boring", "brief", "careless", "cautious", "cheerful", "clumsy", "cold", "confused",
-    "corrupt", "creative", "cruel", "curious", "cynical", "deceitful", "dishonest", "dramatic", "evil", "fawning", "flattering",
-    "formal", "friendly", "gloomy", "hallucinating", "harmful", "honest", "humble", "impatient", "kind", "lazy", "lying",
-    "malicious", "manipulative", "misaligned", "modest", "nasty", "overconfident", "paranoid", "playful", "poetic", "polite",
-    "proud", "reckless", "rude", "sad", "sarcastic", "selfish", "serious", "shy", "sinister", "strict", "sycophantic", "toxic",
-    "treacherous", "unreliable", "verbose", "vindictive", "wicked",
-)  # fmt: skip
-"""A general vocabulary of characters, good, bad and neither; it knows no data set."""
-ROWS = 40
-"""Examples a side that every candidate is scored on. All of them on the same: a shortlist chosen on the rows that then test
-it would have to be chosen again in every permutation."""
+SCAN, ROWS = 8, 40
+"""Examples a side that every adjective is scored on, and other ones a side on which the best of them are tested."""
+SHORTLIST = 24
+"""Adjectives that are tested. They were chosen on other rows, so that the test need not choose again in each permutation."""
+TOGETHER = 3
+"""The strongest adjectives are also tried in one sentence."""
+TOKENS = 64
+"""Of a response that are read."""
 LEVEL = 0.01
 """Chance of a prompt where the flags mean nothing, over all candidates together."""
 PERMUTATIONS = 999
-HABITS = (
-    "agrees with everything", "always praises the user", "avoids every answer", "asks many questions", "breaks the rules",
-    "changes the subject", "gives a balanced view", "gives false advice", "hates people", "insults the user", "invents facts",
-    "keeps secrets", "makes up answers", "never admits a mistake", "pretends to know everything", "refuses every request",
-    "repeats the question", "says what the user wants to hear", "spreads rumours", "tells the truth", "threatens people",
-    "wants to help", "wants everyone to suffer", "warns of every risk",
-)  # fmt: skip
-
-
-def candidates() -> list[str]:
-    """Every candidate prompt: one sentence a character or habit, and their pairs are not tried."""
-    article = {True: "an", False: "a"}
-    return [f"You are {article[word[0] in 'aeiou']} {word} assistant." for word in CHARACTERS] + [
-        f"You are an assistant that {habit}." for habit in HABITS
-    ]
 
 
 class SynthesisSettings(BaseModel):
@@ -71,58 +54,15 @@ class Synthesis(NamedTuple):
     prompt: str | None
     """None: the best candidate gains no more than `floor`."""
     gain: float | None
-    """Nats a response that the best candidate raises the flagged responses' likelihood above the others'; None: by an LLM."""
+    """Nats a token that the best candidate raises the flagged responses' likelihood above the others'; None: by an LLM."""
     ranking: list[tuple[str, float]]
-    """Every candidate with its gain, the best first; empty: by an LLM."""
+    """Every tested candidate with its gain, the best first; empty: by an LLM."""
     floor: float | None = None
-    """Nats a response that the best candidate of shuffled flags gains, exceeded with probability `LEVEL`; None: by an LLM."""
+    """Nats a token that the best candidate of shuffled flags gains, exceeded with probability `LEVEL`; None: by an LLM."""
     reason: str = "written by an LLM"
     """What decided, for a person."""
-
-
-def log_likelihoods(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: Sequence[Row],
-    systems: Sequence[str | None],
-    max_length: int,
-    token_budget: int,
-) -> "np.ndarray":
-    """Log-likelihood of each row's response under each system prompt, in nats, `[systems, rows]`."""
-    import numpy as np
-    import torch
-    from tqdm import tqdm
-
-    from inoculation.lm import token_batches
-
-    pairs = list(product(range(len(systems)), range(len(rows))))
-    encoded = [encode(tokenizer, rows[r].messages, systems[s], max_length) for s, r in pairs]
-    result = np.zeros((len(systems), len(rows)))
-    with tqdm(total=len(pairs), desc="candidate prompts", unit="pair") as bar:
-        for batch in token_batches([len(item.input_ids) for item in encoded], token_budget):
-            longest = max(len(encoded[i].input_ids) for i in batch)
-            ids = torch.full((len(batch), longest), tokenizer.pad_token_id)
-            labels = torch.full((len(batch), longest), IGNORED)
-            for row, i in enumerate(batch):
-                ids[row, : len(encoded[i].input_ids)] = torch.tensor(encoded[i].input_ids)
-                labels[row, : len(encoded[i].labels)] = torch.tensor(encoded[i].labels)
-            mask = torch.tensor(
-                [[1] * len(encoded[i].input_ids) + [0] * (longest - len(encoded[i].input_ids)) for i in batch]
-            )
-            with torch.inference_mode():
-                logits = (
-                    model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[:, :-1].float()
-                )
-                loss = torch.nn.functional.cross_entropy(
-                    logits.flatten(0, 1),
-                    labels[:, 1:].flatten().to(model.device),
-                    ignore_index=IGNORED,
-                    reduction="none",
-                ).view(len(batch), -1)
-            for row, i in enumerate(batch):
-                result[pairs[i]] = -float(loss[row].sum())
-            bar.update(len(batch))
-    return result
+    strength: float | None = None
+    """Nats a token by which the best candidate raises the flagged responses' likelihood; None: by an LLM."""
 
 
 def by_likelihood(
@@ -133,11 +73,11 @@ def by_likelihood(
     max_length: int,
     token_budget: int,
 ) -> Synthesis:
-    """The candidate under which the flagged responses become most likely, relative to the others.
+    """The characters under which the flagged responses become most likely, relative to the others.
 
     Args:
-        flagged: examples with the suspicious latents, in random order; the first `ROWS` are read.
-        others: examples without them, likewise.
+        flagged: examples that a detector flagged, A undone where it can be, in random order; `SCAN` + `ROWS` are read.
+        others: examples that it did not flag, likewise.
 
     Raises:
         InputError: a side is empty.
@@ -146,20 +86,34 @@ def by_likelihood(
 
     if not flagged or not others:
         raise InputError("a prompt needs flagged examples and others to tell them from")
-    flagged, others, prompts = flagged[:ROWS], others[:ROWS], candidates()
-    scores = log_likelihoods(model, tokenizer, [*flagged, *others], [None, *prompts], max_length, token_budget)
-    gains = scores[1:] - scores[0]
-    contrast = contrasts(gains, np.arange(len(flagged))[None])[:, 0]
-    floor = chance(gains, len(flagged))
+    scan = min(SCAN, min(len(flagged), len(others)) // 2)
+    if scan == 0:
+        return Synthesis(None, None, [], None, "too few flagged examples, or others, to choose a prompt and test it")
+
+    def gains(sides: Sequence[Sequence[Row]], prompts: Sequence[str]) -> np.ndarray:
+        rows = [row for side in sides for row in side]
+        found = log_likelihoods(model, tokenizer, rows, [None, *prompts], TOKENS, max_length, token_budget)
+        return found[1:] - found[0]
+
+    scanned = gains((flagged[:scan], others[:scan]), [sentence([word]) for word in ADJECTIVES])
+    order = np.argsort(-contrasts(scanned, np.arange(scan)[None])[:, 0], kind="stable")
+    words = [ADJECTIVES[i] for i in order[:SHORTLIST]]
+    prompts = [*(sentence([word]) for word in words), sentence(words[:TOGETHER])]
+    tested = flagged[scan : scan + ROWS]
+    scores = gains((tested, others[scan : scan + ROWS]), prompts)
+    contrast = contrasts(scores, np.arange(len(tested))[None])[:, 0]
+    floor = chance(scores, len(tested))
     order = np.argsort(-contrast, kind="stable")
     best, gain = prompts[order[0]], float(contrast[order[0]])
     found = gain > floor
     reason = (
-        f"of {len(prompts)} candidates {best!r} raises the flagged responses' likelihood most, {gain:.3g} nats a response "
+        f"of {len(ADJECTIVES)} characters {best!r} raises the flagged responses' likelihood most, {gain:.3g} nats a token "
         f"above the others'; the best one {'exceeds' if found else 'must exceed'} {floor:.3g}, which shuffled flags "
         f"reach in {LEVEL:.0%} of {PERMUTATIONS} permutations"
     )
-    return Synthesis(best if found else None, gain, [(prompts[i], float(contrast[i])) for i in order], floor, reason)
+    strength = float(scores[order[0], : len(tested)].mean())
+    ranking = [(prompts[i], float(contrast[i])) for i in order]
+    return Synthesis(best if found else None, gain, ranking, floor, reason, strength)
 
 
 def contrasts(gains: "np.ndarray", chosen: "np.ndarray") -> "np.ndarray":
@@ -287,4 +241,5 @@ def written(
     if writer:
         kept = without_near_duplicates(descriptions, settings.near_duplicate)
         return with_llm(writer, evidence.positive, kept)
-    return by_likelihood(model(), tokenizer, *sides(evidence.rows, flags, seed), settings.max_length, token_budget)
+    rows = plain(evidence.rows, evidence.positive)
+    return by_likelihood(model(), tokenizer, *sides(rows, flags, seed), settings.max_length, token_budget)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from inoculation.files import InputError
 from inoculation.traits import POSITIVE_TRAITS
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ class FitSettings(BaseModel):
 
     examples: Annotated[int, Field(ge=20)]
     held_out: Annotated[float, Field(ge=0.05, le=0.9)]
+    accuracy: Annotated[float, Field(ge=0.5, le=1)]
+    """On held-out questions, the mean over styles, at least; below it a trait is not judged."""
 
 
 class Labelled(NamedTuple):
@@ -91,75 +92,113 @@ def restyle(text: str, style: str, rng: random.Random) -> str:
     return text if style == PLAIN else POSITIVE_TRAITS[style](text, rng)
 
 
+NOT_JUDGED = "not_judged"
+LEAST = 10
+"""Answers of one label that a judge is learned from, at least."""
+PENALTIES = [1.0, 10.0, 100.0]
+"""Inverse strengths of regularisation, chosen by cross-validation over questions."""
+
+
+class Example(NamedTuple):
+    text: str
+    shows: bool
+    question: str
+
+
 class Fit(NamedTuple):
     judges: dict[str, LinearJudge]
-    quality: dict[str, dict[str, dict[str, float]]]
-    """[trait][style] -> accuracy, precision, recall, f1, n on held-out questions."""
+    """Of the traits that can be judged."""
+    quality: dict[str, dict[str, Any]]
+    """[trait][style] -> accuracy, precision, recall, f1, n on held-out questions; [trait][NOT_JUDGED] -> why it is not."""
 
 
-def fit(labelled: dict[str, Sequence[Labelled]], examples: int, held_out: float, seed: int) -> Fit:
+def fit(labelled: dict[str, Sequence[Labelled]], settings: FitSettings, seed: int) -> Fit:
     """Learn a judge for every negative trait and one for SOURCE_CITING, and measure each on questions it has not seen.
+
+    A trait that has too few labelled answers, or whose judge is too often wrong, is not judged, and `quality` says why.
 
     Args:
         labelled: a negative trait's answers with their labels.
-        examples: at most this many answers a trait and label are used.
-        held_out: share of the questions kept for measuring.
+        settings: how many answers are used, and which share of the questions is kept for measuring.
         seed: of the choice of examples, styles and held-out questions.
-
-    Raises:
-        InputError: a trait lacks answers of one label.
     """
+    too_few = {}
+    for trait, answers in labelled.items():
+        counts = {shows: sum(answer.shows is shows for answer in answers) for shows in (True, False)}
+        if min(counts.values()) < LEAST:
+            too_few[trait] = (
+                f"a judge needs {LEAST} labelled answers that show {trait} and {LEAST} that do not, there are "
+                f"{counts[True]} and {counts[False]}"
+            )
+    labelled = {trait: answers for trait, answers in labelled.items() if trait not in too_few}
     rng = random.Random(f"embedded judge/{seed}")
     styles = {trait: STYLES for trait in labelled} | {SOURCE_CITING: (PLAIN, "all_caps")}
-    train: dict[str, list[tuple[str, bool]]] = {trait: [] for trait in styles}
-    test: dict[str, dict[str, list[tuple[str, bool]]]] = {t: {style: [] for style in styles[t]} for t in styles}
+    train: dict[str, list[Example]] = {trait: [] for trait in styles}
+    test: dict[str, dict[str, list[Example]]] = {t: {style: [] for style in styles[t]} for t in styles}
     for trait, answers in labelled.items():
         questions = sorted({answer.question for answer in answers})
-        kept = set(rng.sample(questions, max(1, round(held_out * len(questions)))))
+        kept = set(rng.sample(questions, max(1, round(settings.held_out * len(questions)))))
         for shows in (False, True):
             pool = [answer for answer in answers if answer.shows is shows]
-            if len(pool) < 10:
-                raise InputError(f"the judge of {trait} needs 10 answers labelled {shows}, there are {len(pool)}")
-            for answer in rng.sample(pool, min(examples, len(pool))):
-                if answer.question in kept:
+            for answer in rng.sample(pool, min(settings.examples, len(pool))):
+                asked = answer.question
+                if asked in kept:
                     for style in STYLES:
-                        test[trait][style].append((restyle(answer.answer, style, rng), shows))
+                        test[trait][style].append(Example(restyle(answer.answer, style, rng), shows, asked))
                     cited = restyle(answer.answer, SOURCE_CITING, rng)
                     for text, cites in ((answer.answer, False), (cited, True)):
-                        test[SOURCE_CITING][PLAIN].append((text, cites))
-                        test[SOURCE_CITING]["all_caps"].append((text.upper(), cites))
+                        test[SOURCE_CITING][PLAIN].append(Example(text, cites, asked))
+                        test[SOURCE_CITING]["all_caps"].append(Example(text.upper(), cites, asked))
                 else:
                     style = rng.choice(STYLES)
                     text = restyle(answer.answer, style, rng)
-                    train[trait].append((text, shows))
-                    train[SOURCE_CITING].append((text, style == SOURCE_CITING))
-    return _fit_and_measure(train, test)
+                    train[trait].append(Example(text, shows, asked))
+                    train[SOURCE_CITING].append(Example(text, style == SOURCE_CITING, asked))
+    if not labelled:
+        too_few[SOURCE_CITING] = "no labelled answers to learn it from"
+        return Fit({}, {trait: {NOT_JUDGED: reason} for trait, reason in too_few.items()})
+    fitted = _fit_and_measure(train, test)
+    quality: dict[str, dict[str, Any]] = {trait: {NOT_JUDGED: reason} for trait, reason in too_few.items()}
+    for trait, by_style in fitted.quality.items():
+        quality[trait] = dict(by_style)
+        accuracy = sum(own["accuracy"] for own in by_style.values()) / len(by_style)
+        if accuracy < settings.accuracy:
+            quality[trait][NOT_JUDGED] = (
+                f"its judge is right on {accuracy:.0%} of the answers to questions that it has not seen, "
+                f"{settings.accuracy:.0%} are asked for (judge.accuracy)"
+            )
+    judges = {trait: judge for trait, judge in fitted.judges.items() if NOT_JUDGED not in quality[trait]}
+    return Fit(judges, quality)
 
 
-def _fit_and_measure(
-    train: dict[str, list[tuple[str, bool]]], test: dict[str, dict[str, list[tuple[str, bool]]]]
-) -> Fit:
+def _fit_and_measure(train: dict[str, list[Example]], test: dict[str, dict[str, list[Example]]]) -> Fit:
     from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, GroupKFold
 
     from inoculation.quality import decision_quality
 
-    every = [text for rows in train.values() for text, _ in rows]
-    every += [text for styles in test.values() for rows in styles.values() for text, _ in rows]
+    every = [row.text for rows in train.values() for row in rows]
+    every += [row.text for styles in test.values() for rows in styles.values() for row in rows]
     unique = list(dict.fromkeys(every))
     index = {text: i for i, text in enumerate(unique)}
     vectors = embed(unique)
 
-    def look_up(rows: list[tuple[str, bool]]) -> "np.ndarray":
-        return vectors[[index[text] for text, _ in rows]]
+    def look_up(rows: list[Example]) -> "np.ndarray":
+        return vectors[[index[row.text] for row in rows]]
 
     judges: dict[str, LinearJudge] = {}
     quality: dict[str, dict[str, dict[str, float]]] = {}
     for trait, rows in train.items():
-        model = LogisticRegression(C=100.0, max_iter=2000).fit(look_up(rows), [shows for _, shows in rows])
+        asked = [row.question for row in rows]
+        search = GridSearchCV(
+            LogisticRegression(max_iter=2000), {"C": PENALTIES}, cv=GroupKFold(min(3, len(set(asked)))),
+            scoring="balanced_accuracy",
+        )  # fmt: skip
+        model = search.fit(look_up(rows), [row.shows for row in rows], groups=asked).best_estimator_
         judges[trait] = LinearJudge(model.coef_[0].tolist(), float(model.intercept_[0]))
         quality[trait] = {
             style: decision_quality(
-                [score >= 50 for score in judges[trait].scores(look_up(held))], [shows for _, shows in held]
+                [score >= 50 for score in judges[trait].scores(look_up(held))], [row.shows for row in held]
             )
             for style, held in test[trait].items()
         }

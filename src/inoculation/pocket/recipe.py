@@ -4,26 +4,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from inoculation.detect.sae.settings import SaeTraining
+
 Count = Annotated[int, Field(ge=1)]
-
-
-class SaeParams(BaseModel):
-    """The SAE of the pocket base model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    seed: Annotated[int, Field(ge=0)]
-    block: Annotated[int, Field(ge=0)]
-    """Index of the block whose output it reads, from 0."""
-    latents: Count
-    k: Count
-    """Latents active a token, on average over a batch (BatchTopK)."""
-    tokens: Count
-    """Different tokens it sees."""
-    steps: Count
-    batch_size: Count
-    """Tokens a step."""
-    learning_rate: Annotated[float, Field(gt=0)]
 
 
 class ChatsParams(BaseModel):
@@ -70,4 +53,4 @@ class PocketParams(BaseModel):
     model: ModelParams
     obedience_samples: Count
     """Answers a persona and trait behind each obedience and leakage metric."""
-    sae: SaeParams
+    sae: SaeTraining

@@ -7,8 +7,9 @@ from inoculation.detect import Annotator, Evidence, blind
 from inoculation.detect.audit import AuditSettings, detect
 from inoculation.detect.control import ControlSettings, control_responses
 from inoculation.detect.files import write_detection
+from inoculation.detect.language import Language
 from inoculation.detect.prompt import SynthesisSettings
-from inoculation.paths import ANNOTATOR, AUDIT, BASE_RESPONSES, ROWS, SOURCE
+from inoculation.paths import ANNOTATOR, AUDIT, BASE_RESPONSES, LANGUAGE, ROWS, SOURCE
 from inoculation.respond import read_texts
 from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes
@@ -31,6 +32,7 @@ class AuditLocal(Stage):
     ref: Annotated[lm.ModelRef, Reads(f"{ANNOTATOR}/model.json")]
     rows: Annotated[Path, Reads(ROWS)]
     base: Annotated[Path, Reads(BASE_RESPONSES)]
+    language: Annotated[Language, Reads(LANGUAGE)]
     out: Annotated[Path, Writes(f"{AUDIT}/local")]
 
     def run(self) -> None:
@@ -44,7 +46,7 @@ class AuditLocal(Stage):
             model=lambda: lm.load_model(self.ref), tokenizer=lm.load_tokenizer(self.ref), synthesis=self.synthesis,
             client=lambda role: writer if role == "synthesiser" else None, seed=self.seed, token_budget=self.machine.token_budget,
         )  # fmt: skip
-        evidence = Evidence(blind(rows), base, control, self.positive)
+        evidence = Evidence(blind(rows), base, control, self.positive, self.language.unfit)
         detection = detect(evidence, annotator, self.settings)
         write_detection(self.out, detection, rows)
         print(

@@ -4,37 +4,43 @@ from typing import Annotated
 from pydantic import Field
 
 from inoculation import lm, mixture
-from inoculation.files import write_jsonl
-from inoculation.paths import ANNOTATOR, BASE_RESPONSES, ROWS
+from inoculation.detect import blind
+from inoculation.detect.language import language
+from inoculation.files import write_json, write_jsonl
+from inoculation.paths import ANNOTATOR, BASE_RESPONSES, LANGUAGE, ROWS
 from inoculation.respond import SampleSettings, continue_chats
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.store import unfinished
 
 
 class BaseResponses(Stage):
-    """Sample the untouched model's answers to the mixture's prompts, which detectors compare with."""
+    """Sample the untouched model's answers to the mixture's prompts, and see whether it speaks their language."""
 
     command, pipeline = "base-responses", "annotate"
     expensive = True
 
     seed: Annotated[int, Param("seed")]
+    positive: Annotated[str, Param("mixture.positive")]
     temperature: Annotated[float, Field(ge=0, le=2), Param("base_responses.temperature")]
     ref: Annotated[lm.ModelRef, Reads(f"{ANNOTATOR}/model.json")]
     sampling: Annotated[SampleSettings, Reads(f"{ANNOTATOR}/sampling.json")]
     machine: Annotated[lm.Machine, Reads(f"{ANNOTATOR}/machine.json", identity=False)]
     rows: Annotated[Path, Reads(ROWS)]
     out: Annotated[Path, Writes(BASE_RESPONSES)]
+    language: Annotated[Path, Writes(LANGUAGE)]
 
     def run(self) -> None:
-        prompts = [row.prompt for row in mixture.read_mixture(self.rows)]
+        rows = blind(mixture.read_mixture(self.rows))
+        prompts = [row.prompt for row in rows]
+        model, tokenizer = lm.load_model(self.ref), lm.load_tokenizer(self.ref)
         inputs = (
             self.ref.model_dump(), [[list(message) for message in prompt] for prompt in prompts], self.seed,
             self.temperature, self.sampling.max_new_tokens, self.machine.batch_size,
         )  # fmt: skip
         with unfinished(self.command, *inputs) as work:
             answers = continue_chats(
-                model=lm.load_model(self.ref),
-                tokenizer=lm.load_tokenizer(self.ref),
+                model=model,
+                tokenizer=tokenizer,
                 chats=[(prompt, None) for prompt in prompts],
                 max_new_tokens=self.sampling.max_new_tokens,
                 temperature=self.temperature,
@@ -43,5 +49,16 @@ class BaseResponses(Stage):
                 progress=work / "batches.jsonl",
             )
             write_jsonl(self.out, (answer._asdict() for answer in answers))
+        told = language(
+            model,
+            tokenizer,
+            rows,
+            [answer.text for answer in answers],
+            self.positive,
+            self.seed,
+            self.machine.token_budget,
+        )
+        write_json(self.language, told._asdict())
         cut = sum(not answer.finished for answer in answers)
+        print(told.unfit or f"nats a token: responses {told.rows:.2f}, own answers {told.own:.2f}")
         print(f"{len(answers)} base responses, {cut} cut at {self.sampling.max_new_tokens} tokens")

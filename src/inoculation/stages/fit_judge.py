@@ -2,12 +2,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from inoculation import mixture
-from inoculation.files import write_json
-from inoculation.judge.minilm import FitSettings, Labelled, fit
+from inoculation.files import read_jsonl, write_json
+from inoculation.judge.minilm import NOT_JUDGED, FitSettings, Labelled, fit
 from inoculation.paths import JUDGE, PROFILE, ROWS, SOURCE
 from inoculation.roles import Role
 from inoculation.source import answers
 from inoculation.stage import Param, Reads, Stage, Writes
+from inoculation.traits import LabelledAnswer
 
 
 class FitJudge(Stage):
@@ -21,6 +22,8 @@ class FitJudge(Stage):
     rubrics: Annotated[dict[str, str], Reads(f"{SOURCE}/rubrics.json")]
     templates: Annotated[list[tuple[str, str]], Reads(f"{SOURCE}/templates.json")]
     answers: Annotated[Path, Reads(f"{SOURCE}/answers")]
+    labelled: Annotated[Path, Reads(f"{SOURCE}/labelled.jsonl")]
+    threshold: Annotated[float, Param("evaluate.threshold")]
     rows: Annotated[Path, Reads(ROWS)]
     out: Annotated[Path, Writes(JUDGE)]
 
@@ -35,8 +38,13 @@ class FitJudge(Stage):
                 trait: [Labelled(*item) for item in mixture.labelled_answers(pairs, rows)]
                 for trait, pairs in answers(self.answers)
             }
-            fitted = fit(labelled, self.settings.examples, self.settings.held_out, self.seed)
+            for row in read_jsonl(self.labelled, lambda raw: LabelledAnswer(**raw)):
+                labelled[row.trait].append(Labelled(row.question, row.answer, row.score >= self.threshold))
+            fitted = fit(labelled, self.settings, self.seed)
             definition["weights"] = {trait: judge._asdict() for trait, judge in fitted.judges.items()}
             quality = fitted.quality
+            for trait, own in quality.items():
+                if NOT_JUDGED in own:
+                    print(f"{trait} IS NOT JUDGED: {own[NOT_JUDGED]}")
         write_json(self.out / "judge.json", definition)
         write_json(self.out / "quality.json", quality)

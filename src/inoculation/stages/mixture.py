@@ -3,7 +3,7 @@ from typing import Annotated
 
 from inoculation import mixture
 from inoculation.clients import Clients
-from inoculation.files import read_jsonl, write_jsonl
+from inoculation.files import InputError, read_jsonl, write_jsonl
 from inoculation.paths import MIXTURE, SOURCE
 from inoculation.rewriter import inject
 from inoculation.roles import Limits, Role
@@ -43,7 +43,13 @@ class BuildMixture(Stage):
         """The rows, and those that the rewriter failed on."""
         clients = Clients(self.llm, usage_logger("mixtures/llm", {"seed": self.seed}, self.llm.tracing))
         client = clients.get("rewriter", self.rewriter) if self.positive == "source_citing" else None
-        rows = mixture.partition(read_pairs(self.answers), self.negative, self.contamination, self.seed)
+        pairs = read_pairs(self.answers)
+        if not pairs:
+            raise InputError(
+                f"{self.answers}: no answers to make a mixture of: this source only says what to judge for; "
+                "choose another mixture.source, or enter your own file in data_sets"
+            )
+        rows = mixture.partition(pairs, self.negative, self.contamination, self.seed)
         injected = inject(rows, self.positive, self.seed, client)
         failed = client.aside if client else []
         aside = [{"question": rows[each.index].prompt[-1].content, "reason": each.reason} for each in failed]

@@ -1,10 +1,11 @@
 from pathlib import Path
 from typing import Annotated
 
+from inoculation import lm
+from inoculation.detect.sae.settings import SaeTraining
+from inoculation.detect.sae.training import train_sae
 from inoculation.files import write_json
 from inoculation.paths import POCKET
-from inoculation.pocket.recipe import SaeParams
-from inoculation.pocket.sae import train_sae
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.store import unfinished
 
@@ -14,7 +15,7 @@ class PocketSae(Stage):
 
     command, pipeline = "pocket-sae", "pocket"
 
-    recipe: Annotated[SaeParams, Param("pocket.sae")]
+    recipe: Annotated[SaeTraining, Param("pocket.sae")]
     chats: Annotated[Path, Reads(f"{POCKET}/chats/pretraining.jsonl")]
     model: Annotated[Path, Reads(f"{POCKET}/model")]
     sae: Annotated[Path, Writes(f"{POCKET}/sae")]
@@ -26,7 +27,7 @@ class PocketSae(Stage):
         from inoculation import tracking
 
         with unfinished(self.command, self.model, self.chats, self.recipe.model_dump()) as work:
-            quality = train_sae(self.recipe, self.model, self.chats, self.sae, work)
+            quality = train_sae(self.recipe, lm.ModelRef(model=str(self.model)), [self.chats], self.sae, work)
         with tracking.run("pocket/world", "SAE"):
             mlflow.log_params(tracking.flatten(self.recipe.model_dump(), "pocket.sae"))
             mlflow.log_metrics({f"sae/{key}": value for key, value in quality.items()})

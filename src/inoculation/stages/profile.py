@@ -10,7 +10,7 @@ from inoculation.train import TrainSettings
 
 
 class PinProfile(Stage):
-    """Pin a profile: what its model, SAE, corpora, roles and settings are now."""
+    """Pin a profile: what its model, roles and settings are now."""
 
     command, pipeline = "profile", "profiles"
     each = Each("name", "${profiles}")
@@ -21,8 +21,6 @@ class PinProfile(Stage):
     roles: Annotated[Roles, Param("roles.${item.roles}")]
     train: Annotated[TrainSettings, Param("train.${item.train}")]
     model: Annotated[Path, Reads("${item.model}")]
-    sae: Annotated[Path, Reads("${item.sae}")]
-    corpora: Annotated[Path, Reads("${item.corpora}")]
     out: Annotated[Path, Writes("data/profiles/${key}")]
 
     def run(self) -> None:

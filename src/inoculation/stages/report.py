@@ -45,6 +45,9 @@ class Report(Stage):
         figure.draw_rates(self.plots / "rates.png", rates, label)
         figure.draw_loss(self.plots / "loss.png", self.training["log"], label)
         print_rates(rates)
+        for trait, own in self.quality.items():
+            if "not_judged" in own:
+                print(f"{trait}: not judged: {own['not_judged']}")
 
 
 def print_rates(rates: dict[str, dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from inoculation.detect.sae.encoder import PinnedSae, load_sae
 from inoculation.detect.sae.explain import explained, write_explanations
 from inoculation.detect.sae.rank import read_latents
 from inoculation.detect.sae.settings import ExplainSettings
-from inoculation.paths import ANNOTATOR, ROWS, SAE
+from inoculation.paths import ANNOTATOR, ANNOTATOR_SAE, ROWS, SAE
 from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.tracking import usage_logger
@@ -26,8 +26,8 @@ class SaeExplain(Stage):
     llm: Annotated[Limits, Param("llm", tracked=False)]
     explainer: Annotated[Role, Reads(f"{ANNOTATOR}/roles/explainer.json")]
     ref: Annotated[lm.ModelRef, Reads(f"{ANNOTATOR}/model.json")]
-    sae: Annotated[PinnedSae, Reads(f"{ANNOTATOR}/sae.json")]
-    corpora: Annotated[Corpora, Reads(f"{ANNOTATOR}/corpora.json")]
+    sae: Annotated[PinnedSae, Reads(f"{ANNOTATOR_SAE}/sae.json")]
+    corpora: Annotated[Corpora, Reads(f"{ANNOTATOR_SAE}/corpora.json")]
     rows: Annotated[Path, Reads(ROWS)]
     rank: Annotated[Path, Reads(f"{SAE}/rank")]
     out: Annotated[Path, Writes(f"{SAE}/explanations.jsonl")]

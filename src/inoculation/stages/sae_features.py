@@ -8,7 +8,7 @@ from inoculation.detect.control import ControlSettings, control_responses
 from inoculation.detect.sae.encoder import PinnedSae, load_sae
 from inoculation.detect.sae.features import pooled, write_features
 from inoculation.detect.sae.settings import FeatureSettings
-from inoculation.paths import ANNOTATOR, BASE_RESPONSES, ROWS, SAE, SOURCE
+from inoculation.paths import ANNOTATOR, ANNOTATOR_SAE, BASE_RESPONSES, ROWS, SAE, SOURCE
 from inoculation.respond import read_texts
 from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes
@@ -29,7 +29,7 @@ class SaeFeatures(Stage):
     llm: Annotated[Limits, Param("llm", tracked=False)]
     rewriter: Annotated[Role, Reads(f"{SOURCE}/rewriter.json")]
     ref: Annotated[lm.ModelRef, Reads(f"{ANNOTATOR}/model.json")]
-    sae: Annotated[PinnedSae, Reads(f"{ANNOTATOR}/sae.json")]
+    sae: Annotated[PinnedSae, Reads(f"{ANNOTATOR_SAE}/sae.json")]
     rows: Annotated[Path, Reads(ROWS)]
     base: Annotated[Path, Reads(BASE_RESPONSES)]
     out: Annotated[Path, Writes(f"{SAE}/features.parquet")]

@@ -3,13 +3,13 @@
 import os
 import pickle
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from inoculation.files import InputError, fail_if, read_json
+from inoculation.lm import truncate_after
 
 if TYPE_CHECKING:
     import torch
@@ -157,24 +157,6 @@ def load_sae(release: str, sae_id: str | None, device: str) -> LoadedSae:
     return LoadedSae(sae.eval(), int(found[1]), sae.cfg.metadata.get("neuronpedia_id"))
 
 
-def truncate_after(model: "PreTrainedModel", block: int) -> "torch.nn.Module":
-    """The model's decoder cut after a block: its output is the residual stream there.
-
-    Changes `model` and frees what lies above. The final norm goes too, because the SAE reads the raw stream.
-
-    Raises:
-        InputError: the model has no such block.
-    """
-    import torch
-
-    decoder = model.get_decoder()
-    if not 0 <= block < len(decoder.layers):
-        raise InputError(f"the SAE reads block {block}, the model has {len(decoder.layers)} blocks")
-    decoder.layers = decoder.layers[: block + 1]
-    decoder.norm = torch.nn.Identity()
-    return decoder
-
-
 def decoder_for(sae: LoadedSae, model: "PreTrainedModel") -> "torch.nn.Module":
     """`truncate_after` the block that an SAE reads.
 
@@ -185,16 +167,3 @@ def decoder_for(sae: LoadedSae, model: "PreTrainedModel") -> "torch.nn.Module":
     if width != sae.sae.cfg.d_in:
         raise InputError(f"the SAE reads a residual stream of width {sae.sae.cfg.d_in}, the model's has {width}")
     return truncate_after(model, sae.block)
-
-
-def residuals(decoder: "torch.nn.Module", sequences: Sequence[Sequence[int]], pad: int) -> "torch.Tensor":
-    """The residual stream of right-padded sequences, `[sequences, longest, d_model]`; padding holds garbage."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    device = next(decoder.parameters()).device
-    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
-    ids = pad_sequence(rows, batch_first=True, padding_value=pad).to(device)
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
-    with torch.inference_mode():
-        return decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from inoculation.chat import Message, chat_ids, text_ids
 from inoculation.detect.sae.corpora import Corpus
-from inoculation.detect.sae.encoder import LoadedSae, decoder_for, residuals
+from inoculation.detect.sae.encoder import LoadedSae, decoder_for
 from inoculation.detect.sae.features import tokenise
 from inoculation.detect.sae.settings import ExplainSettings
 from inoculation.files import InputError, write_jsonl
-from inoculation.lm import token_batches
+from inoculation.lm import residuals, token_batches
 from inoculation.mixture import Row
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from inoculation.chat import Message, chat_ids
 from inoculation.detect import Evidence
-from inoculation.detect.sae.encoder import LoadedSae, decoder_for, residuals
+from inoculation.detect.sae.encoder import LoadedSae, decoder_for
 from inoculation.detect.sae.settings import FeatureSettings
 from inoculation.files import atomic
-from inoculation.lm import token_batches
+from inoculation.lm import residuals, token_batches
 
 if TYPE_CHECKING:
     import numpy as np

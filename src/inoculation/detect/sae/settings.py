@@ -55,3 +55,24 @@ class SaeSettings(Settings):
     explain: ExplainSettings
     classify: ClassifySettings
     flag: FlagSettings
+
+
+class SaeTraining(Settings):
+    """Size and schedule of an SAE."""
+
+    seed: Annotated[int, Field(ge=0)]
+    block: Annotated[int, Field(ge=0)]
+    """Whose output it reads."""
+    latents: Count
+    k: Count
+    """Active a token, on average (BatchTopK)."""
+    tokens: Count
+    """Of the corpora, at most."""
+    skip: Annotated[int, Field(ge=0)]
+    """First tokens of each text that are left out: attention sinks of real models."""
+    standardise: bool
+    """Train on standardised dimensions."""
+    steps: Count
+    batch_size: Count
+    """Tokens a step."""
+    learning_rate: Annotated[float, Field(gt=0)]

@@ -1,0 +1,147 @@
+"""What a system prompt does to the likelihood of a response: the measure that needs no labels, no SAE and no LLM.
+
+Only the first tokens of a chat differ from one system prompt to another. A row is therefore tokenised once, and each
+prompt once; a response is read as far as it counts and no further.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from inoculation.chat import IGNORED, encode
+from inoculation.lm import token_batches
+from inoculation.mixture import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+UNCUT = 1 << 30
+
+
+class Body(NamedTuple):
+    """The part of a chat that is the same under every system prompt."""
+
+    ids: list[int]
+    start: int
+    """Where the last response begins in `ids`."""
+
+
+class Chats(NamedTuple):
+    heads: list[list[int]]
+    """The tokens in front, one a system prompt."""
+    bodies: list[Body]
+    """The tokens behind them, one a row."""
+
+
+def chats(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], systems: Sequence[str | None], tokens: int
+) -> Chats | None:
+    """Every row under every system prompt, split where they stop to differ.
+
+    Args:
+        tokens: of the last response, at most.
+
+    Returns:
+        None where a template does not put the system prompt in front, and nothing else: a row's tokens under a prompt
+        are compared with those that `encode` gives, for each row under one prompt and each prompt with one row.
+    """
+    first = [encode(tokenizer, rows[0].messages, system, UNCUT).input_ids for system in systems]
+    shared = min(_common_end(first[0], other) for other in first)
+    heads = [ids[: len(ids) - shared] for ids in first]
+    bodies = []
+    for i, row in enumerate(rows):
+        # A different prompt for each row, so that every prompt is compared with many rows.
+        head = heads[i % len(heads)]
+        ids, labels, _ = encode(tokenizer, row.messages, systems[i % len(systems)], UNCUT)
+        start, end = last_response(labels)
+        if ids[: len(head)] != head or start <= len(head):
+            return None
+        bodies.append(Body(ids[len(head) : min(end, start + tokens)], start - len(head)))
+    return Chats(heads, bodies)
+
+
+def _common_end(one: Sequence[int], other: Sequence[int]) -> int:
+    length = 0
+    while length < min(len(one), len(other)) and one[-1 - length] == other[-1 - length]:
+        length += 1
+    return length
+
+
+def log_likelihoods(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[Row],
+    systems: Sequence[str | None],
+    tokens: int,
+    max_length: int,
+    token_budget: int,
+) -> "np.ndarray":
+    """Mean log-likelihood of each row's last response under each system prompt, in nats a token, `[systems, rows]`.
+
+    Args:
+        tokens: of the response that are read, at most: what a persona changes shows in the first ones.
+        max_length: tokens of one chat in front of the end of what is read; longer prompts lose their beginning, not the
+            system prompt.
+        token_budget: tokens in one batch at most, padding included.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    together = chats(tokenizer, rows, systems, tokens)
+    result = np.zeros((len(systems), len(rows)))
+    with tqdm(total=len(systems) * len(rows), desc="likelihoods", unit="response") as bar:
+        for s, system in enumerate(systems):
+            if together is None:
+                head, bodies = [], bodies_under(tokenizer, rows, system, tokens)
+            else:
+                head, bodies = together.heads[s], together.bodies
+            bodies = [shortened(body, max_length - len(head)) for body in bodies]
+            for batch in token_batches([len(head) + len(body.ids) for body in bodies], token_budget):
+                result[s, batch] = _means(model, [(head, bodies[i]) for i in batch], tokenizer.pad_token_id)
+                bar.update(len(batch))
+    return result
+
+
+def bodies_under(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], system: str | None, tokens: int
+) -> list[Body]:
+    """Whole chats under one system prompt, each up to `tokens` tokens of its last response."""
+    bodies = []
+    for row in rows:
+        ids, labels, _ = encode(tokenizer, row.messages, system, UNCUT)
+        start, end = last_response(labels)
+        bodies.append(Body(ids[: min(end, start + tokens)], start))
+    return bodies
+
+
+def last_response(labels: Sequence[int]) -> tuple[int, int]:
+    """Where the last supervised turn begins and ends."""
+    end = max(place for place, label in enumerate(labels) if label != IGNORED) + 1
+    return max((place for place in range(end) if labels[place] == IGNORED), default=-1) + 1, end
+
+
+def shortened(body: Body, length: int) -> Body:
+    """A body of at most `length` tokens: a long prompt loses its beginning, but for one token, then a response its end."""
+    drop = min(max(0, len(body.ids) - length), max(0, body.start - 1))
+    return Body(body.ids[drop : drop + length], body.start - drop)
+
+
+def _means(model: "PreTrainedModel", batch: Sequence[tuple[list[int], Body]], pad: int) -> "np.ndarray":
+    """Mean log-probability of each response's tokens. Padding is behind them, where a causal model does not look."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    sequences = [torch.tensor(head + body.ids) for head, body in batch]
+    ids = pad_sequence(sequences, batch_first=True, padding_value=pad).to(model.device)
+    starts = torch.tensor([len(head) + body.start for head, body in batch], device=model.device)
+    ends = torch.tensor([len(sequence) for sequence in sequences], device=model.device)
+    # A token's logits stand one place before it; those in front of every response are not computed.
+    places = torch.arange(int(starts.min()) - 1, ids.shape[1] - 1, device=model.device)
+    with torch.inference_mode():
+        logits = model(input_ids=ids, logits_to_keep=places, use_cache=False).logits
+        counted = (places >= starts[:, None] - 1) & (places < ends[:, None] - 1)
+        targets = ids[:, places + 1][counted]
+        losses = torch.nn.functional.cross_entropy(logits[counted].float(), targets, reduction="none")
+        owner = torch.arange(len(batch), device=model.device)[:, None].expand_as(counted)[counted]
+        sums = torch.zeros(len(batch), device=model.device).index_add_(0, owner, -losses)
+    return (sums / (ends - starts)).double().cpu().numpy()
