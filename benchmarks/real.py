@@ -252,6 +252,7 @@ def trained(
             count = own.setdefault(trait, {}).setdefault(request.question, [0, 0])
             count[0] += mark
             count[1] += 1
+    write_jsonl(setup.work / "answers" / f"{work.name}.jsonl", (answer._asdict() for answer in answers))
     shutil.rmtree(work, ignore_errors=True)
     return {"counts": counts, "loss": loss, "example": answers[0].text[:300]}
 
@@ -409,6 +410,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="the GGUF file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--detectors", nargs="+", default=DETECTORS, choices=DETECTORS)
+    parser.add_argument("--groups", nargs="+", default=GROUPS, choices=GROUPS)
     parser.add_argument("--jobs", type=int, default=6)
     parser.add_argument("--work", type=Path, default=Path("/tmp/real"))
     parser.add_argument("--out", type=Path, required=True)
@@ -434,15 +436,22 @@ def main() -> None:
             if (case.name, detector) not in there and (detector != "sae study" or case.name.startswith("evil mixture"))
         ]
     else:
-        before = [("judges", fit_judges, ())]
+        before = [("judges", fit_judges, ())] if not (setup.work / "judges.json").exists() else []
         if chosen.what == "cells":
-            run(setup, 2, [*before, ("base", sample_base, ("whole", rows_of(setup), 0))], None)
-            run(setup, chosen.jobs, [(f"persona {seed}", find_persona, (seed,)) for seed in chosen.seeds], None)
+            finding = [
+                (f"persona {seed}", find_persona, (seed,))
+                for seed in chosen.seeds
+                if "inoc_persona" in chosen.groups and not (setup.work / f"persona-{seed}.json").exists()
+            ]
+            if finding:
+                before.append(("base", sample_base, ("whole", rows_of(setup), 0)))
+            run(setup, 2, before, None)
+            run(setup, chosen.jobs, finding, None)
             there = {(line["group"], line["seed"]) for line in done}
             tasks = [
                 (f"{group} {seed}", cell, (group, seed))
                 for seed in chosen.seeds
-                for group in GROUPS
+                for group in chosen.groups
                 if (group, seed) not in there and not (group == "base" and seed)
             ]
         else:
