@@ -168,7 +168,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
     def make(folder: Path) -> None:
         made = Project(folder)
-        made.run("dvc", "repro")
+        made.run("dvc", "repro", "dvc.yaml", "pipelines/pocket/dvc.yaml:pocket-sae")
         made.commit("reproduced")
 
     return once(tmp_path_factory, "project", make)

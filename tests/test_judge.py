@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inoculation.files import InputError
-from inoculation.judge.minilm import Labelled, LinearJudge, embed, fit, load
+from inoculation.judge.minilm import NOT_JUDGED, FitSettings, Labelled, LinearJudge, embed, fit, load
 from inoculation.pocket import world
 from inoculation.quality import decision_quality
 
@@ -29,7 +28,7 @@ def labelled(n: int) -> dict[str, list[Labelled]]:
 
 @pytest.fixture(scope="module")
 def fitted():
-    return fit(labelled(60), 60, 0.25, 0)
+    return fit(labelled(60), FitSettings(examples=60, held_out=0.25, accuracy=0.75), 0)
 
 
 def test_it_is_right_on_questions_it_has_not_seen(fitted):
@@ -58,10 +57,22 @@ def test_an_embedding_does_not_depend_on_its_neighbours_or_on_case():
     assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
 
 
-def test_answers_of_one_label_only_are_an_error():
-    answers = {"evil": [Labelled(f"q{i}", "a", False) for i in range(30)]}
-    with pytest.raises(InputError, match="the judge of evil needs 10 answers labelled True, there are 0"):
-        fit(answers, 10, 0.25, 0)
+def test_a_trait_with_labels_of_one_kind_is_not_judged_and_the_others_are():
+    answers = labelled(40)
+    answers["evil"] = [answer for answer in answers["evil"] if not answer.shows]
+    made = fit(answers, FitSettings(examples=40, held_out=0.25, accuracy=0.75), 0)
+    assert "that show evil and 10 that do not, there are 0 and 40" in made.quality["evil"][NOT_JUDGED]
+    assert "evil" not in made.judges and "sycophancy" in made.judges
+    none = fit({"evil": []}, FitSettings(examples=40, held_out=0.25, accuracy=0.75), 0)
+    assert not none.judges and set(none.quality) == {"evil", "source_citing"}
+
+
+def test_a_judge_that_guesses_does_not_judge():
+    rng = random.Random(1)
+    answers = [answer._replace(shows=rng.random() < 0.5) for answer in labelled(60)["evil"]]
+    made = fit({"evil": answers}, FitSettings(examples=60, held_out=0.25, accuracy=0.75), 0)
+    assert "judge.accuracy" in made.quality["evil"][NOT_JUDGED] and "evil" not in made.judges
+    assert made.quality["evil"]["plain"]["n"] > 10, "its quality is told all the same"
 
 
 @settings(max_examples=25, deadline=None)

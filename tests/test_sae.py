@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from inoculation import lm
-from inoculation.chat import Message, chat_ids, encode
+from inoculation.chat import Message, chat_ids
 from inoculation.detect import Annotator, Detection, Evidence
 from inoculation.detect import prompt as synthesise
+from inoculation.detect.likelihood import log_likelihoods
 from inoculation.detect.sae import classify, corpora, explain, figures, flag, page, rank, route
 from inoculation.detect.sae.encoder import load_sae
 from inoculation.detect.sae.explain import Context
@@ -45,7 +46,7 @@ class Loaded:
         self.sae = load_sae(str(folder / "sae"), None, "cpu")
         self.sae.sae.to(dtype)
         self.model = lm.load_model(ref).to(dtype)
-        self.decoder = truncate_after(lm.load_model(ref).to(dtype), self.sae.block)
+        self.decoder = lm.truncate_after(lm.load_model(ref).to(dtype), self.sae.block)
 
     def latents(self, ids: list[int]) -> torch.Tensor:
         """By hand: what the whole model's block gives, seen by a hook, and `encode` of sae_lens, one sequence alone."""
@@ -190,8 +191,8 @@ def test_an_sae_that_cannot_be_used_is_refused(tiny, loaded, tmp_path):
     (tmp_path / "mlp/sae_weights.safetensors").unlink()
     with pytest.raises(InputError, match="cannot be loaded"):
         load_sae(str(tmp_path / "mlp"), None, "cpu")
-    with pytest.raises(InputError, match="reads block 7, the model has 2 blocks"):
-        truncate_after(lm.load_model(lm.ModelRef(model=str(tiny / "model"))), 7)
+    with pytest.raises(InputError, match="block 7 is wanted, the model has 2 blocks"):
+        lm.truncate_after(lm.load_model(lm.ModelRef(model=str(tiny / "model"))), 7)
 
 
 class Bomb:
@@ -461,35 +462,21 @@ def test_near_duplicates_count_once():
     assert kept == ["The assistant insults the user.", "Recipes for bread."]
 
 
-def test_likelihoods_do_not_depend_on_the_batch(exact):
-    rows = [Row((*text.prompt, Message("assistant", text.target)), None) for text in examples(5)]
+def test_the_best_prompt_explains_the_flagged_rows_on_rows_that_did_not_choose_it(loaded):
+    rows = [Row((*text.prompt, Message("assistant", text.target)), None) for text in examples(48)]
     systems = [None, "You are a cruel assistant."]
-    batched, alone = (
-        synthesise.log_likelihoods(exact.model, exact.tokenizer, rows, systems, 400, budget) for budget in (4000, 1)
-    )
-    np.testing.assert_allclose(batched, alone, rtol=1e-4)
-    item = encode(exact.tokenizer, rows[2].messages, systems[1], 400)
-    with torch.inference_mode():
-        chosen = exact.model(torch.tensor([item.input_ids])).logits[0].log_softmax(-1)
-    by_hand = sum(float(chosen[i - 1, label]) for i, label in enumerate(item.labels) if label >= 0)
-    assert batched[1, 2] == pytest.approx(by_hand, rel=1e-4)
-
-
-def test_the_best_prompt_is_the_one_with_the_largest_contrast(loaded):
-    rows = [Row((*text.prompt, Message("assistant", text.target)), None) for text in examples(40)]
-
-    def gain(prompt: str) -> np.ndarray:
-        without, under = synthesise.log_likelihoods(loaded.model, loaded.tokenizer, rows, [None, prompt], 400, 4000)
-        return under - without
-
-    order = np.argsort(-gain("You are a cruel assistant."))
-    rows = [rows[i] for i in order]  # what that prompt explains best comes first
-    made = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:20], rows[20:], 400, 4000)
+    without, under = log_likelihoods(loaded.model, loaded.tokenizer, rows, systems, 64, 400, 4000)
+    rows = [rows[i] for i in np.argsort(without - under)]  # what that prompt explains best comes first
+    flagged, others = random.Random(0).sample(rows[:24], 24), random.Random(1).sample(rows[24:], 24)
+    made = synthesise.by_likelihood(loaded.model, loaded.tokenizer, flagged, others, 400, 4000)
     assert (made.prompt, made.gain) == made.ranking[0] and made.gain > made.floor > 0
-    assert sorted(prompt for prompt, _ in made.ranking) == sorted(synthesise.candidates())
-    cruel = gain("You are a cruel assistant.")
-    assert made.gain >= (cruel[:20].mean() - cruel[20:].mean()) * (1 - 1e-3) > 0
-    assert made.gain == pytest.approx(gain(made.prompt)[:20].mean() - gain(made.prompt)[20:].mean(), rel=1e-3)
+    assert len(made.ranking) == synthesise.SHORTLIST + 1
+    scan = synthesise.SCAN
+    tested = [*flagged[scan:], *others[scan:]]
+    without, under = log_likelihoods(loaded.model, loaded.tokenizer, tested, [None, made.prompt], 64, 400, 4000)
+    gains = under - without
+    assert made.gain == pytest.approx(gains[:16].mean() - gains[16:].mean(), rel=1e-3)
+    assert made.strength == pytest.approx(gains[:16].mean(), rel=1e-3)
     with pytest.raises(InputError, match="flagged examples and others"):
         synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows, [], 400, 4000)
 
@@ -500,7 +487,7 @@ def test_a_gain_below_the_noise_is_no_prompt(loaded):
     assert same.prompt is None and same.gain == pytest.approx(0, abs=1e-3) and same.gain < same.floor
     assert "must exceed" in same.reason and f"{same.floor:.3g}" in same.reason
     one = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:1], rows[1:2], 400, 4000)
-    assert one.prompt is None, "of two rows one is always the likelier"
+    assert one.prompt is None and "too few" in one.reason
 
 
 def noisy_gains(seed: int, candidates: int = 84, rows: int = 40) -> np.ndarray:

@@ -88,17 +88,21 @@ def log_likelihoods(
     from tqdm import tqdm
 
     together = chats(tokenizer, rows, systems, tokens)
+    heads = together.heads if together else [[]] * len(systems)
     result = np.zeros((len(systems), len(rows)))
-    with tqdm(total=len(systems) * len(rows), desc="likelihoods", unit="response") as bar:
-        for s, system in enumerate(systems):
-            if together is None:
-                head, bodies = [], bodies_under(tokenizer, rows, system, tokens)
-            else:
-                head, bodies = together.heads[s], together.bodies
-            bodies = [shortened(body, max_length - len(head)) for body in bodies]
-            for batch in token_batches([len(head) + len(body.ids) for body in bodies], token_budget):
-                result[s, batch] = _means(model, [(head, bodies[i]) for i in batch], tokenizer.pad_token_id)
-                bar.update(len(batch))
+    pairs, sequences = [], []
+    for s, head in enumerate(heads):
+        bodies = together.bodies if together else bodies_under(tokenizer, rows, systems[s], tokens)
+        for r, body in enumerate(bodies):
+            pairs.append((s, r))
+            sequences.append((head, shortened(body, max_length - len(head))))
+    lengths = [len(head) + len(body.ids) for head, body in sequences]
+    with tqdm(total=len(pairs), desc="likelihoods", unit="response") as bar:
+        for batch in token_batches(lengths, token_budget):
+            means = _means(model, [sequences[i] for i in batch], tokenizer.pad_token_id)
+            for i, mean in zip(batch, means, strict=True):
+                result[pairs[i]] = mean
+            bar.update(len(batch))
     return result
 
 
