@@ -216,31 +216,28 @@ def test_the_same_flags_and_prompts_with_provenance_shuffled_or_absent(detected,
     def found() -> list:
         folders = [copy.folder / FOUND / route for route in ("sae/detection", "audit/local")]
         told = [json.loads((folder / "detection.json").read_text()) for folder in folders]
-        return [
-            [detection["quality"]["precision"] is None for detection in told],
-            *[(folder / "flags.jsonl").read_text() for folder in folders],
-            *[detection["prompt"] for detection in told],
-        ]
+        flags = [[json.loads(line) for line in (folder / "flags.jsonl").open()] for folder in folders]
+        return (
+            [[row["flagged"] for row in own] for own in flags] + [detection["prompt"] for detection in told],
+            [row["score"] for own in flags for row in own],
+            [detection["quality"]["precision"] for detection in told],
+        )
 
-    seen = [found()]
-    for column in (shuffled, None):
-        kept = [{"messages": row["messages"], "source_dataset": column and column[i]} for i, row in enumerate(rows)]
-        path.unlink()  # DVC made it read-only
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        for command in (
-            "sae-features",
-            "sae-rank",
-            "sae-explain",
-            "sae-classify",
-            "sae-flag",
-            "sae-prompt",
-            "audit-local",
-        ):
-            load(command).load().run()
-        seen.append(found())
-    assert [told[0] for told in seen] == [[False] * 2, [False] * 2, [True] * 2]
-    assert any(json.loads(line)["flagged"] for line in seen[0][1].splitlines())
-    assert seen[1][1:] == seen[0][1:] and seen[2][1:] == seen[0][1:]
+    before = found()
+    # A third of the rows has another row's provenance, a third has none.
+    column = [(source, other, None)[i % 3] for i, (source, other) in enumerate(zip(sources, shuffled, strict=True))]
+    path.unlink()  # DVC made it read-only
+    path.write_text(
+        "".join(
+            json.dumps({"messages": row["messages"], "source_dataset": column[i]}) + "\n" for i, row in enumerate(rows)
+        )
+    )
+    for command in ("sae-features", "sae-rank", "sae-explain", "sae-classify", "sae-flag", "sae-prompt", "audit-local"):
+        load(command).load().run()
+    after = found()
+    assert any(before[0][0]) and after[0] == before[0]
+    assert after[1] == pytest.approx(before[1], rel=1e-3, abs=1e-3)
+    assert after[2] != before[2], "what is told of their quality does depend on it"
 
 
 def test_the_local_auditor_finds_evil_without_the_sae(detected):

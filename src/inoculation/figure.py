@@ -79,8 +79,8 @@ def draw(
     import matplotlib.pyplot as plt
 
     groups = [group for group in GROUPS if any(cell.group == group for cell in cells)]
-    colours = {group: f"C{index}" for index, group in enumerate(GROUPS)}
-    shapes = dict(zip(GROUPS, "Xosd^vP*<>", strict=False))
+    colours = dict(zip(GROUPS, [*(f"C{index}" for index in range(10)), "black"], strict=True))
+    shapes = dict(zip(GROUPS, "Xosd^vP*<>h", strict=True))
     figure, axes = plt.subplots(
         1, len(prompts), figsize=(1.5 + 5.2 * len(prompts), 4.6), sharey=True, squeeze=False, layout="constrained"
     )

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inoculation import lm
-from inoculation.detect.sae.corpora import Corpora
+from inoculation.detect.sae.corpora import named_corpora
 from inoculation.detect.sae.encoder import PinnedSae, check_sae
 from inoculation.detect.sae.settings import FlagRule
 from inoculation.files import InputError, fail_if, read_yaml
@@ -97,7 +97,7 @@ def sae_pins(profile: Profile) -> dict[str, Any]:
     try:
         said = {"release": str(sae), "digest": digest(sae)} if sae.is_dir() else named(sae)
         found["sae.json"] = PinnedSae(**said).model_dump()
-        found["corpora.json"] = _corpora(corpora).model_dump()
+        found["corpora.json"] = named_corpora(corpora).model_dump()
     except ValidationError as error:
         problems += complaints(error)
     fail_if(problems, "the profile's SAE cannot be used")
@@ -111,28 +111,3 @@ def _there(profile: Profile, *keys: str) -> None:
         if not Path(getattr(profile, key)).exists()
     ]
     fail_if(missing, "the profile cannot be used")
-
-
-def local_corpora(path: Path) -> list[Path]:
-    """The files of a profile's corpora that texts can be read from.
-
-    Raises:
-        InputError: there is none.
-    """
-    corpora = _corpora(path)
-    files = [Path(name) for name in (corpora.conversational, corpora.pretraining)]
-    problems = [f"{file}: no such file" for file in files if not file.is_file() or file.suffix == ".h5"]
-    fail_if(problems, f"{path}: an SAE is trained on corpora of chats or texts in JSONL")
-    return files
-
-
-def _corpora(path: Path) -> Corpora:
-    names = (
-        {name: str(path / f"{name}.jsonl") for name in ("conversational", "pretraining")}
-        if path.is_dir()
-        else named(path)
-    )
-    corpora = Corpora(**names)
-    files = [Path(name) for name in (corpora.conversational, corpora.pretraining) if not name.startswith("hf://")]
-    present = [file for file in files if file.is_file()]
-    return corpora.model_copy(update={"digest": digest(*present) if present else None})

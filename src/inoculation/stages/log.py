@@ -102,6 +102,12 @@ class Log(Stage):
         tags = {
             key: value for key, value in plan.identity(self.raw).items() if key.startswith((f"{detector}.", "audit."))
         }
+        if detector == "persona":
+            mlflow.log_table(pd.DataFrame(told["personas"]), "personas.json")
+            mlflow.log_table(pd.DataFrame(told["ranking"], columns=["prompt", "gain"]), "prompts.json")
+            mlflow.log_artifact(str(folder.parent / "page.html"), "persona")
+            numbers = ("separation", "control_share", "topic", "gain", "floor", "strength")
+            mlflow.log_metrics({f"persona/{key}": told[key] for key in numbers if told.get(key) is not None})
         if detector == "sae":
             sae = folder.parent
             latents = pd.DataFrame(read_json(sae / "rank" / "latents.json"))

@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Annotated
 
 from inoculation import lm
+from inoculation.detect.sae.corpora import local_corpora
 from inoculation.detect.sae.settings import SaeTraining
 from inoculation.detect.sae.training import train_sae
 from inoculation.files import write_json
@@ -25,7 +26,6 @@ class Smollm2Sae(Stage):
         import mlflow
 
         from inoculation import tracking
-        from inoculation.profile import local_corpora
 
         ref = lm.ModelRef(model=str(self.model), dtype="bfloat16" if lm.device() == "cuda" else "float32")
         with unfinished(self.command, self.model, self.corpora, self.recipe.model_dump()) as work:

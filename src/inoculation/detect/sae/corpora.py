@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from inoculation.chat import Message, parse_messages
-from inoculation.files import InputError, read_jsonl
+from inoculation.files import InputError, fail_if, read_jsonl, read_yaml
+from inoculation.store import digest
 
 Corpus = list[str | list[Message]] | Path
 """Texts and chats, or the .h5 file in which an SAE's author published strongest contexts."""
@@ -71,3 +72,29 @@ class Corpora(BaseModel):
         """
         files = {name: corpus_file(getattr(self, name)) for name in ("conversational", "pretraining")}
         return {name: path if path.suffix == ".h5" else read_corpus(path, limit) for name, path in files.items()}
+
+
+def named_corpora(path: Path) -> Corpora:
+    """The corpora that a profile names: a folder of two files, or a file of hub/."""
+    names = (
+        {name: str(path / f"{name}.jsonl") for name in ("conversational", "pretraining")}
+        if path.is_dir()
+        else read_yaml(path)
+    )
+    corpora = Corpora(**names)
+    files = [Path(name) for name in (corpora.conversational, corpora.pretraining) if not name.startswith("hf://")]
+    present = [file for file in files if file.is_file()]
+    return corpora.model_copy(update={"digest": digest(*present) if present else None})
+
+
+def local_corpora(path: Path) -> list[Path]:
+    """The files of a profile's corpora that texts can be read from.
+
+    Raises:
+        InputError: there is none.
+    """
+    corpora = named_corpora(path)
+    files = [Path(name) for name in (corpora.conversational, corpora.pretraining)]
+    problems = [f"{file}: no such file" for file in files if not file.is_file() or file.suffix == ".h5"]
+    fail_if(problems, f"{path}: an SAE is trained on corpora of chats or texts in JSONL")
+    return files

@@ -8,6 +8,9 @@ import numpy as np
 from inoculation.detect.sae.rank import Ranked
 from inoculation.detect.sae.settings import FlagRule, FlagSettings
 
+LEAST = 5
+"""Suspicious latents that a component's group rests on. In clean rows of a tiny world three latents made two groups (D 9)."""
+
 
 class Flags(NamedTuple):
     flagged: np.ndarray
@@ -68,8 +71,11 @@ def component(
         reason = "the latents vary together no more than with random signs"
         return Flags(nothing, np.zeros(len(residual)), 0.0, False, reason)
     weights = np.where(np.asarray(suspicious, bool), loadings, 0.0)
-    if np.count_nonzero(weights) < 2:
-        return Flags(nothing, np.zeros(len(residual)), 0.0, False, "fewer than two suspicious latents")
+    if (count := np.count_nonzero(weights)) < LEAST:
+        reason = (
+            f"{count} suspicious latents, at least {LEAST} are needed: what few latents share can be their own noise"
+        )
+        return Flags(nothing, np.zeros(len(residual)), 0.0, False, reason)
     score, control = residual @ weights, control_residual @ weights
     model = GaussianMixture(2, covariance_type="tied", n_init=3, random_state=0).fit(score[:, None])
     means = model.means_[:, 0]
