@@ -323,16 +323,16 @@ def test_a_component_of_noise_does_not_exceed_random_signs(wide):
 
 def test_a_group_that_the_control_has_too_is_not_flagged():
     rng = np.random.default_rng(0)
-    two = np.concatenate([rng.normal(0, 1, (500, 4)), rng.normal(9, 1, (500, 4))])
-    ok = flag.component(two, two[:500], np.ones(4), [True] * 4, 3.0, 0.25)
+    two = np.concatenate([rng.normal(0, 1, (500, 6)), rng.normal(9, 1, (500, 6))])
+    ok = flag.component(two, two[:500], np.ones(6), [True] * 6, 3.0, 0.25)
     assert ok.flagged.tolist() == [False] * 500 + [True] * 500 and ok.control_share == 0
-    shared = flag.component(two, two[::2], np.ones(4), [True] * 4, 3.0, 0.25)
+    shared = flag.component(two, two[::2], np.ones(6), [True] * 6, 3.0, 0.25)
     assert (
         not shared.flagged.any() and "in the control too: 50.0% of the control, 50.0% of the examples" in shared.reason
     )
-    one = flag.component(two[:500], two[:100], np.ones(4), [True] * 4, 3.0, 0.25)
+    one = flag.component(two[:500], two[:100], np.ones(6), [True] * 6, 3.0, 0.25)
     assert not one.flagged.any() and ("not apart" in one.reason or "control" in one.reason)
-    none = flag.component(two, two, np.ones(4), [True, False, False, False], 3.0, 0.25)
+    none = flag.component(two, two, np.ones(6), [True, False, False, False], 3.0, 0.25)
     assert not none.flagged.any() and none.reason == "fewer than two suspicious latents"
 
 
