@@ -2,13 +2,15 @@ from pathlib import Path
 from typing import Annotated
 
 from inoculation import mixture
+from inoculation.detect import Evidence, nothing
+from inoculation.detect.language import Language
 from inoculation.detect.sae import figures
 from inoculation.detect.sae.classes import read_classes
-from inoculation.detect.sae.flag import flagged, why
+from inoculation.detect.sae.flag import flagged, none, why
 from inoculation.detect.sae.rank import read_ranked
 from inoculation.detect.sae.settings import FlagRule, FlagSettings
 from inoculation.files import write_json, write_jsonl
-from inoculation.paths import ANNOTATOR, ROWS, SAE
+from inoculation.paths import ANNOTATOR, LANGUAGE, ROWS, SAE
 from inoculation.quality import flag_quality
 from inoculation.stage import Param, Reads, Stage, Writes
 
@@ -20,6 +22,8 @@ class SaeFlag(Stage):
 
     settings: Annotated[FlagSettings, Param("sae.flag")]
     rule: Annotated[FlagRule, Reads(f"{ANNOTATOR}/flag_rule.json")]
+    positive: Annotated[str, Param("mixture.positive")]
+    language: Annotated[Language, Reads(LANGUAGE)]
     rows: Annotated[Path, Reads(ROWS)]
     rank: Annotated[Path, Reads(f"{SAE}/rank")]
     classes: Annotated[Path, Reads(f"{SAE}/classes.json")]
@@ -29,6 +33,8 @@ class SaeFlag(Stage):
         rows, ranking = mixture.read_mixture(self.rows), read_ranked(self.rank)
         suspicious = read_classes(self.classes, ranking.latents)
         flags = flagged(ranking, suspicious, self.settings)
+        if unfit := nothing(Evidence(rows, [], [], self.positive, self.language.unfit)):
+            flags = {name: none(len(rows), unfit.reason) for name in flags}
         chosen, study, component = flags[self.rule], flags["study"], flags["component"]
         write_jsonl(
             self.out / "flags.jsonl",

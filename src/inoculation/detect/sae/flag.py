@@ -27,6 +27,11 @@ class Flags(NamedTuple):
     """Share of the control above the threshold."""
 
 
+def none(examples: int, reason: str) -> Flags:
+    """Nothing found."""
+    return Flags(np.zeros(examples, bool), np.zeros(examples), 0.0, False, reason)
+
+
 def study(difference: np.ndarray, suspicious: Sequence[bool], top: int, hits: int) -> Flags:
     """The study's rule: of an example's `top` largest differences, at least `hits` are on suspicious latents.
 

@@ -11,6 +11,7 @@
 """
 
 from inoculation.detect import Annotator, Detection, Evidence
+from inoculation.detect import nothing as refused
 from inoculation.detect.prompt import written
 from inoculation.detect.sae.classify import classified
 from inoculation.detect.sae.explain import explained
@@ -22,6 +23,8 @@ from inoculation.detect.sae.settings import SaeSettings
 
 def detect(evidence: Evidence, annotator: Annotator, settings: SaeSettings) -> Detection:
     """The whole route in memory; see the module's text."""
+    if unfit := refused(evidence):
+        return unfit
     rule = annotator.flag_rule
     classifier = "local" if annotator.client("classifier") is None else "llm"
     assert annotator.sae is not None
