@@ -112,6 +112,10 @@ def by_likelihood(
         f"reach in {LEVEL:.0%} of {PERMUTATIONS} permutations"
     )
     strength = float(scores[order[0], : len(tested)].mean())
+    if found and strength <= 0:
+        reason += (
+            f"; WARNING: it makes the flagged responses no likelier ({strength:.3g} nats a token) and may not inoculate"
+        )
     ranking = [(prompts[i], float(contrast[i])) for i in order]
     return Synthesis(best if found else None, gain, ranking, floor, reason, strength)
 
