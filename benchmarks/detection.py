@@ -1,7 +1,7 @@
 """How well a detector finds an unknown B in a generated world, over many mixtures, without DVC or MLflow.
 
-    python benchmarks/detection.py --contamination 0.5 0.2 0.1 --seeds 4 5 6
-    python benchmarks/detection.py --contamination 0 --seeds 10 11 12 13 14 15 16 17 18 19
+    python benchmarks/detection.py --detector sae --contamination 0.5 0.2 0.1 --seeds 4 5 6
+    python benchmarks/detection.py --detector sae --contamination 0 --seeds 10 11 12 13 14 15 16 17 18 19
     python benchmarks/detection.py --detector audit --contamination 0.5 --seeds 4
 
 Calls the detectors with the values of params.yaml and needs the pocket world (`dvc repro`). Prints a line a case, and
@@ -15,12 +15,12 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from detectors import DETECTORS, detect
+
 from inoculation import lm, mixture, traits
-from inoculation.detect import Annotator, Detection, Evidence, audit, blind
+from inoculation.detect import Annotator, Evidence, blind
 from inoculation.detect.control import control_responses
 from inoculation.detect.language import language
-from inoculation.detect.persona import route as persona
-from inoculation.detect.sae import route as sae
 from inoculation.detect.sae.encoder import load_sae
 from inoculation.params import Params, load_params
 from inoculation.quality import flag_quality
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contamination", type=float, nargs="+", required=True, help="shares of rows that show B")
     parser.add_argument("--seeds", type=int, nargs="+", required=True, help="of partition and sampling")
-    parser.add_argument("--detector", choices=["persona", "sae", "audit"], default="persona")
+    parser.add_argument("--detector", choices=DETECTORS, required=True)
     parser.add_argument("--rule", choices=["component", "study"], default="component", help="of the SAE route")
     parser.add_argument("--negative", nargs="+", default=["evil", "hallucination", "sycophancy"])
     parser.add_argument("--positive", nargs="+", default=["all_caps", "source_citing"])
@@ -65,14 +65,6 @@ def main() -> None:
             )  # fmt: skip
         return {traits.question_key(prompt): answer.text for prompt, answer in zip(prompts, answers, strict=True)}
 
-    def detect(evidence: Evidence, seed: int) -> Detection:
-        asker = annotator(params, arguments.rule, seed)
-        if arguments.detector == "persona":
-            return persona.detect(evidence, asker, params.persona)
-        if arguments.detector == "audit":
-            return audit.detect(evidence, asker, params.audit)
-        return sae.detect(evidence, asker, params.sae)
-
     print("| mixture | contamination | seed | found | precision / recall | flagged | prompt | reason |")
     print("|---|---|---|---|---|---|---|---|")
     for negative, seed, positive, share in product(
@@ -84,7 +76,8 @@ def main() -> None:
         control = control_responses(rows, answers, positive, params.control.examples, seed, None)
         asker = annotator(params, arguments.rule, seed)
         told = language(asker.model(), asker.tokenizer, blind(rows), answers, positive, seed, asker.token_budget)
-        found = detect(Evidence(blind(rows), answers, control, positive, told.unfit), seed)
+        evidence = Evidence(blind(rows), answers, control, positive, told.unfit)
+        found = detect(arguments.detector, evidence, asker, params)
         quality = flag_quality(found.flagged, [row.shows_negative for row in rows])
         print(
             f"| {positive} + {negative} | {share} | {seed} | {found.found} | {quality['precision']:.3f} / "

@@ -24,14 +24,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import detectors
+
 from inoculation import groups, lm, mixture, traits
-from inoculation.detect import Annotator, Detection, Evidence, audit, blind, plain
+from inoculation.detect import Annotator, Evidence, blind, plain
 from inoculation.detect.adjectives import sentence
 from inoculation.detect.control import control_responses
 from inoculation.detect.language import language
 from inoculation.detect.likelihood import log_likelihoods
-from inoculation.detect.persona import route as persona
-from inoculation.detect.sae import route as sae
 from inoculation.detect.sae.encoder import load_sae
 from inoculation.detect.sae.training import train_sae
 from inoculation.files import read_json, read_jsonl, write_json, write_jsonl
@@ -183,13 +183,7 @@ def detect(setup: Setup, case: Case, detector: str) -> dict[str, Any]:
     told = language(asker.model(), asker.tokenizer, blind(rows), case.base, A, 0, asker.token_budget)
     control = control_responses(rows, case.base, A, params.control.examples, 0, None)
     evidence = Evidence(blind(rows), case.base, control, A, told.unfit)
-    found: Detection
-    if detector == "persona":
-        found = persona.detect(evidence, asker, params.persona)
-    elif detector == "audit":
-        found = audit.detect(evidence, asker, params.audit)
-    else:
-        found = sae.detect(evidence, asker, params.sae)
+    found = detectors.detect(detector.split()[0], evidence, asker, params)
     truth = [bool(row.shows_negative) for row in rows]
     known = [(score, shows) for score, shows in zip(found.scores, truth, strict=True) if score is not None]
     auc = None
@@ -281,7 +275,7 @@ def find_persona(setup: Setup, seed: int) -> None:
     start = time.monotonic()
     asker = setup.annotator(seed)
     told = language(asker.model(), asker.tokenizer, blind(rows), base, A, seed, asker.token_budget)
-    found = persona.detect(Evidence(blind(rows), base, [], A, told.unfit), asker, setup.params.persona)
+    found = detectors.detect("persona", Evidence(blind(rows), base, [], A, told.unfit), asker, setup.params)
     quality = flag_quality(found.flagged, [row.shows_negative for row in rows])
     told_all = {**quality, "prompt": found.prompt, "reason": found.reason, "seconds": time.monotonic() - start}
     write_json(setup.work / f"persona-{seed}.json", {"flagged": found.flagged, "told": told_all})

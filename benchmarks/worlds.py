@@ -26,11 +26,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from detectors import detect
+
 from inoculation import groups, lm, mixture, traits
-from inoculation.detect import Annotator, Evidence, audit, blind
+from inoculation.detect import Annotator, Evidence, blind
 from inoculation.detect.control import control_responses
 from inoculation.detect.files import read_found, write_detection
-from inoculation.detect.sae import route
 from inoculation.detect.sae.encoder import load_sae
 from inoculation.detect.sae.training import train_sae
 from inoculation.files import read_json, read_jsonl, write_json
@@ -111,12 +112,7 @@ def find(plan: Plan, world: int, seed: int, detectors: Sequence[str]) -> None:
         sae=load_sae(str(folder / "sae"), None, lm.device()), flag_rule=profile.flag_rule,
     )  # fmt: skip
     for name in detectors:
-        detection = (
-            route.detect(evidence, annotator, params.sae)
-            if name == "sae"
-            else audit.detect(evidence, annotator, params.audit)
-        )
-        write_detection(folder / f"seed-{seed}/{name}", detection, rows)
+        write_detection(folder / f"seed-{seed}/{name}", detect(name, evidence, annotator, params), rows)
 
 
 def run_cell(plan: Plan, world: int, seed: int, group: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inoculation.judge.minilm import NOT_JUDGED, FitSettings, Labelled, LinearJudge, embed, fit, load
+from inoculation.judge import NOT_JUDGED
+from inoculation.judge.minilm import FitSettings, Labelled, LinearJudge, embed, fit, load
 from inoculation.pocket import world
 from inoculation.quality import decision_quality
 

@@ -18,7 +18,8 @@ from inoculation.detect.language import language
 from inoculation.detect.likelihood import chats, log_likelihoods
 from inoculation.detect.persona import page
 from inoculation.detect.persona.read import Readings, read_readings, readings, write_readings
-from inoculation.detect.persona.score import decided, two_groups
+from inoculation.detect.persona.score import decided
+from inoculation.detect.two_groups import two_groups
 from inoculation.mixture import Row
 from inoculation.params import load_params
 from inoculation.respond import generate
@@ -171,7 +172,7 @@ def test_rows_that_were_not_read_are_scored_too():
 
 def test_more_than_half_of_the_rows_come_with_a_warning():
     told = decided(world(random.Random(3), 600, 390)[0], SETTINGS)
-    assert not told.found or told.flagged.mean() < 0.5 or "more than half of the rows" in told.reason
+    assert not told.found or told.flagged.mean() < 0.5 or "more than half of the examples" in told.reason
 
 
 @settings(max_examples=20, deadline=None)
@@ -215,7 +216,7 @@ def test_a_model_says_that_it_cannot_judge_what_it_would_never_say(tiny):
 
 def test_reading_uses_only_what_the_settings_allow(tiny):
     ref = lm.ModelRef(model=str(tiny / "model"))
-    small_settings = SETTINGS.model_copy(update={"sample": 4, "personas": 4, "read": 6, "controls": 5, "tokens": 8})
+    small_settings = SETTINGS.model_copy(update={"sample": 4, "personas": 4, "read": 6, "controls": 5})
     rows = [row(f"Question {i}?", f"An answer of {i} words or more.") for i in range(12)]
     asker = Annotator(
         model=lambda: lm.load_model(ref), tokenizer=lm.load_tokenizer(ref), synthesis=PARAMS.synthesise,

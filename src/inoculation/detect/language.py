@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from inoculation.detect import own_answers, plain
-from inoculation.detect.likelihood import log_likelihoods
+from inoculation.detect.likelihood import TOKENS, log_likelihoods
 from inoculation.mixture import Row
 
 if TYPE_CHECKING:
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 SAMPLE = 100
 """Rows that are read."""
-TOKENS, MAX_LENGTH = 64, 2048
+MAX_LENGTH = 2048
+"""Tokens of one chat that are read."""
 GAP = 3.0
 """Nats a token between the median response and the model's own median answer, at most (docs/real.md: measured gaps)."""
 

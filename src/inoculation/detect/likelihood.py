@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+TOKENS = 64
+"""Of a response that are read, where nothing else is said: what a system prompt changes shows in the first ones."""
 UNCUT = 1 << 30
 
 

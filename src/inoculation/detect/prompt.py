@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from inoculation.chat import Message
 from inoculation.detect import Evidence, plain
 from inoculation.detect.adjectives import ADJECTIVES, sentence
-from inoculation.detect.likelihood import log_likelihoods
+from inoculation.detect.likelihood import TOKENS, log_likelihoods
 from inoculation.files import InputError
 from inoculation.mixture import Row
 from inoculation.traits import A_DESCRIPTIONS
@@ -33,8 +33,6 @@ SHORTLIST = 24
 """Adjectives that are tested. They were chosen on other rows, so that the test need not choose again in each permutation."""
 TOGETHER = 3
 """The strongest adjectives are also tried in one sentence."""
-TOKENS = 64
-"""Of a response that are read."""
 LEVEL = 0.01
 """Chance of a prompt where the flags mean nothing, over all candidates together."""
 PERMUTATIONS = 999

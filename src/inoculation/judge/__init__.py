@@ -21,3 +21,7 @@ class Judgement(NamedTuple):
     """Trait -> 0..100, None for a missing judgement. Only the traits this response is judged for."""
     oracle: dict[str, float | None]
     """The same by the exact judge of a generated world; empty elsewhere."""
+
+
+NOT_JUDGED = "not_judged"
+"""Key of a trait's quality that says why it is not judged."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from inoculation.judge import NOT_JUDGED
 from inoculation.traits import POSITIVE_TRAITS
 
 if TYPE_CHECKING:
@@ -92,7 +93,6 @@ def restyle(text: str, style: str, rng: random.Random) -> str:
     return text if style == PLAIN else POSITIVE_TRAITS[style](text, rng)
 
 
-NOT_JUDGED = "not_judged"
 LEAST = 10
 """Answers of one label that a judge is learned from, at least."""
 PENALTIES = [1.0, 10.0, 100.0]

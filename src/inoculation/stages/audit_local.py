@@ -3,7 +3,7 @@ from typing import Annotated
 
 from inoculation import lm, mixture, tracking
 from inoculation.clients import Clients
-from inoculation.detect import Annotator, Evidence, blind
+from inoculation.detect import Annotator, Evidence, blind, nothing
 from inoculation.detect.audit import AuditSettings, detect
 from inoculation.detect.control import ControlSettings, control_responses
 from inoculation.detect.files import write_detection
@@ -38,15 +38,17 @@ class AuditLocal(Stage):
     def run(self) -> None:
         rows = mixture.read_mixture(self.rows)
         clients = Clients(self.llm, tracking.usage_logger("annotations/llm", {"seed": self.seed}, self.llm.tracing))
-        rewriter = clients.get("rewriter", self.rewriter) if self.positive == "source_citing" else None
         writer = clients.get("synthesiser", self.synthesiser)
         base = read_texts(self.base, len(rows))
-        control = control_responses(rows, base, self.positive, self.control.examples, self.seed, rewriter)
         annotator = Annotator(
             model=lambda: lm.load_model(self.ref), tokenizer=lm.load_tokenizer(self.ref), synthesis=self.synthesis,
             client=lambda role: writer if role == "synthesiser" else None, seed=self.seed, token_budget=self.machine.token_budget,
         )  # fmt: skip
-        evidence = Evidence(blind(rows), base, control, self.positive, self.language.unfit)
+        evidence = Evidence(blind(rows), base, [], self.positive, self.language.unfit)
+        if nothing(evidence) is None:  # a rewriter may cost
+            rewriter = clients.get("rewriter", self.rewriter) if self.positive == "source_citing" else None
+            control = control_responses(rows, base, self.positive, self.control.examples, self.seed, rewriter)
+            evidence = evidence._replace(control=control)
         detection = detect(evidence, annotator, self.settings)
         write_detection(self.out, detection, rows)
         print(

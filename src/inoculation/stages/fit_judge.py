@@ -3,7 +3,8 @@ from typing import Annotated, Any
 
 from inoculation import mixture
 from inoculation.files import read_jsonl, write_json
-from inoculation.judge.minilm import NOT_JUDGED, FitSettings, Labelled, fit
+from inoculation.judge import NOT_JUDGED
+from inoculation.judge.minilm import FitSettings, Labelled, fit
 from inoculation.paths import JUDGE, PROFILE, ROWS, SOURCE
 from inoculation.roles import Role
 from inoculation.source import answers

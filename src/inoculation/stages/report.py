@@ -5,7 +5,7 @@ from pydantic import Field
 
 from inoculation import figure, groups
 from inoculation.files import read_jsonl, write_json
-from inoculation.judge import Judgement
+from inoculation.judge import NOT_JUDGED, Judgement
 from inoculation.paths import ASSIGNMENT, CELL, JUDGE
 from inoculation.report import headline, question_rates, summarise
 from inoculation.stage import Param, Reads, Stage, Writes
@@ -46,8 +46,8 @@ class Report(Stage):
         figure.draw_loss(self.plots / "loss.png", self.training["log"], label)
         print_rates(rates)
         for trait, own in self.quality.items():
-            if "not_judged" in own:
-                print(f"{trait}: not judged: {own['not_judged']}")
+            if NOT_JUDGED in own:
+                print(f"{trait}: not judged: {own[NOT_JUDGED]}")
 
 
 def print_rates(rates: dict[str, dict[str, Any]]) -> None:

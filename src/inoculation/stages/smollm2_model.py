@@ -16,4 +16,4 @@ class Smollm2Model(Stage):
     out: Annotated[Path, Writes("data/smollm2/model")]
 
     def run(self) -> None:
-        convert(weights_file(self.weights, "make smollm2"), self.out)
+        convert(weights_file(self.weights), self.out)

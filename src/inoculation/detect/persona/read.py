@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from inoculation.detect import Annotator, Evidence, own_answers, plain
 from inoculation.detect.adjectives import ADJECTIVES, sentence
-from inoculation.detect.likelihood import bodies_under, log_likelihoods, shortened
+from inoculation.detect.likelihood import TOKENS, bodies_under, log_likelihoods, shortened
 from inoculation.detect.persona.settings import PersonaSettings
 from inoculation.files import atomic
 from inoculation.lm import residuals, token_batches, truncate_after
@@ -54,13 +54,11 @@ def readings(evidence: Evidence, annotator: Annotator, settings: PersonaSettings
     answered = [index for index, text in enumerate(evidence.base) if text.strip()]
     controls = sorted(rng.sample(answered, min(settings.controls, len(answered))))
 
-    model = annotator.model()
+    model, max_length = annotator.model(), annotator.synthesis.max_length
 
     def gains(chats: list[Row], adjectives: Sequence[str]) -> "np.ndarray":
         systems = [None, *(sentence([word]) for word in adjectives)]
-        found = log_likelihoods(
-            model, annotator.tokenizer, chats, systems, settings.tokens, settings.max_length, annotator.token_budget
-        )
+        found = log_likelihoods(model, annotator.tokenizer, chats, systems, TOKENS, max_length, annotator.token_budget)
         return found[1:] - found[0]
 
     scanned = gains([rows[i] for i in sample], ADJECTIVES)
@@ -71,8 +69,7 @@ def readings(evidence: Evidence, annotator: Annotator, settings: PersonaSettings
     blocks = model.config.get_text_config().num_hidden_layers
     decoder = truncate_after(model, max(0, blocks // 2 - 1))
     states = [
-        mean_states(decoder, annotator.tokenizer, chats, settings.max_length, annotator.token_budget)
-        for chats in (rows, own)
+        mean_states(decoder, annotator.tokenizer, chats, max_length, annotator.token_budget) for chats in (rows, own)
     ]
     count = len(chosen_rows)
     return Readings(chosen, np.array(chosen_rows), read[:, :count], read[:, count:], *states, np.array(controls))

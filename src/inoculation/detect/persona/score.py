@@ -1,7 +1,7 @@
 """From readings to flags: pure arithmetic.
 
 1. What personas do to the rows varies along one direction first of all: the rows that some characters explain and others
-   do not. It points away from the model's own answers.
+   do not. A direction has no sign; step 4 gives it one.
 2. That score is noisy, topics move it too. What the model sees in a response, its mean hidden state, is not: a ridge
    regression of the score on it, always on rows that it was not fitted on, keeps what such rows have in common.
 3. What the same regression can tell from the model's *own* answer to the prompt is the topic, and is taken off: two
@@ -10,12 +10,14 @@
    found if they are apart, and if few of those answers lie in it.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from inoculation.detect.persona.read import Readings, component
 from inoculation.detect.persona.settings import PersonaSettings
+from inoculation.detect.two_groups import two_groups, verdict
 
 DIMENSIONS = 128
 """Principal components of the hidden states that are regressed on, at most; a quarter of the rows where these are few."""
@@ -60,44 +62,14 @@ def decided(readings: Readings, settings: PersonaSettings) -> Decision:
         score, control, loadings = -score, -control, -loadings
         groups = two_groups(score)
     shared = float((control >= groups.threshold).mean())
-    found, reason = _verdict(groups, shared, settings)
+    found, reason = verdict(groups, shared, settings.separation, settings.control_share, "the model's own answers")
     flagged = groups.upper if found else np.zeros(len(score), bool)
     return Decision(found, reason, flagged, score, groups.threshold, groups.separation, shared, topic, loadings)
 
 
-def _verdict(groups: "Groups", shared: float, settings: PersonaSettings) -> tuple[bool, str]:
-    share = groups.upper.mean()
-    if groups.separation < settings.separation:
-        return False, f"the rows are one group: Ashman's D {groups.separation:.2f} < {settings.separation}"
-    if shared >= settings.control_share * share:
-        return False, (
-            f"the model's own answers are in the upper group too: {shared:.1%} of them, {share:.1%} of the rows"
-        )
-    most = "; more than half of the rows: look at both groups before you trust this" if share > 0.5 else ""
-    return True, (
-        f"two groups apart by Ashman's D {groups.separation:.2f}; {shared:.1%} of the model's own answers lie in the upper "
-        f"one{most}"
-    )
-
-
-class Groups(NamedTuple):
-    upper: np.ndarray
-    threshold: float
-    separation: float
-
-
-def two_groups(score: np.ndarray) -> Groups:
-    """Cut a score between two Gaussians of one variance."""
-    from sklearn.mixture import GaussianMixture
-
-    model = GaussianMixture(2, covariance_type="tied", n_init=3, random_state=0).fit(score[:, None])
-    means = model.means_[:, 0]
-    upper = model.predict(score[:, None]) == int(means.argmax())
-    apart = float(abs(means[0] - means[1]) / np.sqrt(model.covariances_[0, 0]))
-    return Groups(upper, float(score[upper].min()) if upper.any() else float(score.max()), apart)
-
-
-def cross_fitted(states: np.ndarray, known: np.ndarray, target: np.ndarray):  # type: ignore[no-untyped-def]
+def cross_fitted(
+    states: np.ndarray, known: np.ndarray, target: np.ndarray
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """A ridge regression of `target` on states: each row's value, `[rows]`, comes from regressions without it.
 
     Args:

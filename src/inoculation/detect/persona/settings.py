@@ -18,10 +18,6 @@ class PersonaSettings(BaseModel):
     """Rows that are read under the personas, at most; the others are scored by what the model sees in them."""
     controls: Annotated[int, Field(ge=50)]
     """The model's own answers that are read under them too, at most."""
-    tokens: Annotated[int, Field(ge=8)]
-    """Of a response that are read under a persona."""
-    max_length: Annotated[int, Field(ge=64)]
-    """Tokens of one chat that are read."""
     separation: Annotated[float, Field(ge=0)]
     """Least Ashman's D between the two groups."""
     control_share: Annotated[float, Field(ge=0, le=1)]

@@ -7,6 +7,7 @@ import numpy as np
 
 from inoculation.detect.sae.rank import Ranked
 from inoculation.detect.sae.settings import FlagRule, FlagSettings
+from inoculation.detect.two_groups import two_groups, verdict
 
 LEAST = 5
 """Suspicious latents that a component's group rests on. In clean rows of a tiny world three latents made two groups (D 9)."""
@@ -58,8 +59,7 @@ def component(
 ) -> Flags:
     """Our rule: the loading-weighted sum over the suspicious latents, cut between two Gaussians of one variance.
 
-    The two groups must be apart, and the upper one must not be there in the control too: the control holds no B, so a
-    group that it shares comes from the prompts.
+    The two groups must be apart, and the upper one must not be there in the control too (`two_groups.verdict`).
 
     Args:
         residual: standardised target residuals over the component's latents, `[examples, latents]`.
@@ -69,37 +69,20 @@ def component(
         separation: least Ashman's D (distance of the means over the common deviation).
         control_share: the share of the control above the threshold must stay below this part of the flagged share.
     """
-    from sklearn.mixture import GaussianMixture
-
-    nothing = np.zeros(len(residual), bool)
     if not np.any(loadings):
-        reason = "the latents vary together no more than with random signs"
-        return Flags(nothing, np.zeros(len(residual)), 0.0, False, reason)
+        return none(len(residual), "the latents vary together no more than with random signs")
     weights = np.where(np.asarray(suspicious, bool), loadings, 0.0)
     if (count := np.count_nonzero(weights)) < LEAST:
-        reason = (
-            f"{count} suspicious latents, at least {LEAST} are needed: what few latents share can be their own noise"
+        return none(
+            len(residual),
+            f"{count} suspicious latents, at least {LEAST} are needed: what few latents share can be their own noise",
         )
-        return Flags(nothing, np.zeros(len(residual)), 0.0, False, reason)
     score, control = residual @ weights, control_residual @ weights
-    model = GaussianMixture(2, covariance_type="tied", n_init=3, random_state=0).fit(score[:, None])
-    means = model.means_[:, 0]
-    apart = float(abs(means[0] - means[1]) / np.sqrt(model.covariances_[0, 0]))
-    upper = model.predict(score[:, None]) == int(means.argmax())
-    if not upper.any() or upper.all():
-        return Flags(nothing, score, 0.0, False, "one group only", apart)
-    threshold = float(score[upper].min())
-    shared = float((control >= threshold).mean())
-    if apart < separation:
-        reason = f"the two groups are not apart: Ashman's D {apart:.2f} < {separation}"
-        return Flags(nothing, score, threshold, False, reason, apart, shared)
-    if shared >= control_share * upper.mean():
-        reason = (
-            f"the upper group is in the control too: {shared:.1%} of the control, {upper.mean():.1%} of the examples"
-        )
-        return Flags(nothing, score, threshold, False, reason, apart, shared)
-    reason = f"two groups apart by Ashman's D {apart:.2f}; {shared:.1%} of the control lies in the upper one"
-    return Flags(upper, score, threshold, True, reason, apart, shared)
+    groups = two_groups(score)
+    shared = float((control >= groups.threshold).mean())
+    found, reason = verdict(groups, shared, separation, control_share, "the control")
+    upper = groups.upper if found else np.zeros(len(residual), bool)
+    return Flags(upper, score, groups.threshold, found, reason, groups.separation, shared)
 
 
 def flagged(ranking: Ranked, suspicious: Sequence[bool], settings: FlagSettings) -> dict[FlagRule, Flags]:

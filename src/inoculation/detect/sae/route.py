@@ -10,8 +10,7 @@
 `detect` runs them in memory; the stages of pipelines/sae run one each and keep what it made.
 """
 
-from inoculation.detect import Annotator, Detection, Evidence
-from inoculation.detect import nothing as refused
+from inoculation.detect import Annotator, Detection, Evidence, nothing
 from inoculation.detect.prompt import written
 from inoculation.detect.sae.classify import classified
 from inoculation.detect.sae.explain import explained
@@ -23,12 +22,11 @@ from inoculation.detect.sae.settings import SaeSettings
 
 def detect(evidence: Evidence, annotator: Annotator, settings: SaeSettings) -> Detection:
     """The whole route in memory; see the module's text."""
-    if unfit := refused(evidence):
+    if unfit := nothing(evidence):
         return unfit
     rule = annotator.flag_rule
     classifier = "local" if annotator.client("classifier") is None else "llm"
     assert annotator.sae is not None
-    nothing = [False] * len(evidence.rows)
     pieces = list(
         pooled(
             evidence, annotator.model(), annotator.tokenizer, annotator.sae, settings.features, annotator.token_budget
@@ -36,7 +34,7 @@ def detect(evidence: Evidence, annotator: Annotator, settings: SaeSettings) -> D
     )
     ranking = ranked(lambda: pieces, settings.latents)
     if ranking is None:
-        return Detection(False, NO_LATENT, nothing, [0.0] * len(nothing), None)
+        return Detection(False, NO_LATENT, [False] * len(evidence.rows), [0.0] * len(evidence.rows), None)
     needed = classifier == "llm" or settings.classify.both or annotator.client("synthesiser") is not None
     descriptions: list[str | None] = [None] * len(ranking.latents)
     if needed:

@@ -1,0 +1,51 @@
+"""Whether scores are of one kind or of two: the question behind "found" in every detector without an LLM."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Groups(NamedTuple):
+    upper: np.ndarray
+    """`[scores]` booleans: the group of the larger mean. All alike where there is one group only."""
+    threshold: float
+    """Least score of the upper group."""
+    separation: float
+    """Ashman's D: distance of the means over the common deviation (Ashman, Bird and Zepf 1994 take D > 2 for two groups)."""
+
+
+def two_groups(score: np.ndarray) -> Groups:
+    """Cut scores `[n]` between two Gaussians of one variance.
+
+    Of one variance: with two, the wide group swallows the tail of the narrow one.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    model = GaussianMixture(2, covariance_type="tied", n_init=3, random_state=0).fit(score[:, None])
+    means = model.means_[:, 0]
+    upper = model.predict(score[:, None]) == int(means.argmax())
+    apart = float(abs(means[0] - means[1]) / np.sqrt(model.covariances_[0, 0]))
+    return Groups(upper, float(score[upper].min()) if upper.any() else float(score.max()), apart)
+
+
+def verdict(groups: Groups, shared: float, separation: float, control_share: float, control: str) -> tuple[bool, str]:
+    """Whether the upper group is a finding, and why.
+
+    Args:
+        shared: share of the control above the threshold.
+        separation: least Ashman's D.
+        control_share: what `shared` must stay below, as a part of the upper group's share: the control holds no B, so a
+            group that it shares comes from the prompts.
+        control: its name, for a person.
+    """
+    share = groups.upper.mean()
+    if share in (0, 1):
+        return False, "one group only"
+    if groups.separation < separation:
+        return False, f"the two groups are not apart: Ashman's D {groups.separation:.2f} < {separation}"
+    if shared >= control_share * share:
+        return False, f"the upper group is in {control} too: {shared:.1%} of {control}, {share:.1%} of the examples"
+    reason = f"two groups apart by Ashman's D {groups.separation:.2f}; {shared:.1%} of {control} in the upper one"
+    if share > 0.5:
+        reason += "; WARNING: these are more than half of the examples, look at both groups before you trust this"
+    return True, reason
