@@ -15,7 +15,7 @@ from inoculation.files import InputError, read_yaml
 from inoculation.gguf_model import GgufWeights
 from inoculation.groups import GROUPS, why_not
 from inoculation.judge.minilm import FitSettings
-from inoculation.pocket.recipe import PocketParams
+from inoculation.pocket.recipe import ChatsParams, ModelParams
 from inoculation.profile import Profile
 from inoculation.respond import DEFAULT_PROMPT
 from inoculation.roles import Limits, Role, Roles
@@ -67,6 +67,13 @@ class PersonaVectorsParams(Model):
     source: Text
     repository: Text
     revision: Text
+
+
+class PocketParams(Model):
+    chats: ChatsParams
+    model: ModelParams
+    obedience_samples: Annotated[int, Field(ge=1)]
+    sae: SaeTraining
 
 
 class Smollm2Params(Model):

@@ -4,8 +4,6 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from inoculation.detect.sae.settings import SaeTraining
-
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -42,15 +40,3 @@ class ModelParams(BaseModel):
     """Peak of a cosine schedule."""
     warmup_steps: Annotated[int, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0)]
-
-
-class PocketParams(BaseModel):
-    """The pocket world."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    chats: ChatsParams
-    model: ModelParams
-    obedience_samples: Count
-    """Answers a persona and trait behind each obedience and leakage metric."""
-    sae: SaeTraining
