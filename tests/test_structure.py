@@ -5,7 +5,8 @@ import re
 from conftest import ROOT
 from grimp import Layer
 
-from inoculation.pipelines import import_graph
+from inoculation.pipelines import code, import_graph
+from inoculation.registry import load
 
 LAYERS = [
     {"__main__"}, {"cli"}, {"commands"}, {"stages"}, {"plan", "params", "pipelines"}, {"profile", "pocket"}, {"rows", "figure"},
@@ -45,6 +46,12 @@ def test_nothing_imports_the_pocket_world_but_its_own_stages():
         and (importer, module) != ("inoculation.params", "inoculation.pocket.recipe")
     }
     assert importers == {f"inoculation.stages.pocket_{name}" for name in ("chats", "model", "obedience")}
+
+
+def test_what_takes_minutes_depends_on_no_detector():
+    graph = import_graph()
+    for command in ("pocket-chats", "pocket-model", "mixture", "train", "respond", "judge"):
+        assert not [path for path in code(load(command), graph) if "/detect/" in path], command
 
 
 def test_no_code_asks_for_the_pocket_profile_by_name():
