@@ -348,6 +348,10 @@ def worker(counter: Any, gpus: int, log: Path) -> None:
         counter.value += 1
     os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus) if gpus else ""
     sys.stdout = sys.stderr = (log / f"process-{number}.log").open("a", buffering=1)
+    import torch
+
+    # With many processes on one card cuDNN's attention failed once ("mha_graph.execute"); the others do not.
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def run(
@@ -382,9 +386,13 @@ def make_sae(setup: Setup) -> None:
 
 
 def read_corpora(setup: Setup, folder: Path) -> None:
-    """Chats as they are; the text in pieces of about 2,000 characters."""
-    chats = read_jsonl(next(folder.glob("chats*.jsonl")), dict)
-    whole = [chat for chat in chats if all(message["content"].strip() for message in chat["messages"])]
+    """Chats whose turns alternate, without empty ones; the text in pieces of about 2,000 characters."""
+    whole = []
+    for chat in read_jsonl(next(folder.glob("chats*.jsonl")), dict):
+        turns = chat["messages"]
+        alternate = all(turn["role"] == ("user", "assistant")[i % 2] for i, turn in enumerate(turns))
+        if alternate and all(turn["content"].strip() for turn in turns):
+            whole.append(chat)
     write_jsonl(setup.work / "chats.jsonl", whole)
     pieces: list[dict[str, str]] = []
     held = ""
@@ -450,8 +458,12 @@ def main() -> None:
             ]
         else:
             run(setup, 1, before, None)
+            there = {(line["prompt"], line["seed"]) for line in done}
             tasks = [
-                (str(prompt), prompt_effect, (prompt, seed)) for seed in chosen.seeds for prompt in (None, *PROMPTS)
+                (str(prompt), prompt_effect, (prompt, seed))
+                for seed in chosen.seeds
+                for prompt in (None, *PROMPTS)
+                if (prompt, seed) not in there
             ]
         shutil.copy(setup.work / "judges.json", chosen.out.with_name("judges.json"))
     print(f"{time.monotonic() - start:.0f} s to prepare", flush=True)
