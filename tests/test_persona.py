@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from inoculation import lm
 from inoculation.chat import Message, chat_ids, encode
-from inoculation.detect import MIN_ROWS, Annotator, Evidence, nothing, own_answers, plain
+from inoculation.detect import MIN_PROMPTS, Annotator, Evidence, nothing, own_answers, plain
 from inoculation.detect.adjectives import ADJECTIVES, sentence
 from inoculation.detect.language import language
 from inoculation.detect.likelihood import chats, log_likelihoods
 from inoculation.detect.persona import page
-from inoculation.detect.persona.read import Readings, read_readings, readings, write_readings
-from inoculation.detect.persona.score import decided
-from inoculation.detect.two_groups import two_groups
+from inoculation.detect.persona.read import Likelihoods, Readings, read_readings, readings, write_readings
+from inoculation.detect.persona.score import decided, place
+from inoculation.detect.sae.guided import guided
+from inoculation.detect.two_groups import Groups, two_groups
 from inoculation.mixture import Row
 from inoculation.params import load_params
 from inoculation.respond import generate
@@ -116,7 +117,8 @@ def test_readings_survive_the_file(tmp_path):
     made = world(random.Random(0), 60, 10)[0]
     write_readings(tmp_path / "r.npz", made)
     back = read_readings(tmp_path / "r.npz")
-    assert all(np.array_equal(one, other) for one, other in zip(made, back, strict=True))
+    for one, other in zip([*made.likelihoods, *made[1:]], [*back.likelihoods, *back[1:]], strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 # ---- what is decided
@@ -136,29 +138,27 @@ def world(rng: random.Random, rows: int, bad: int, topic: bool = False) -> tuple
     gains = np.outer(loading, 1.5 * kind + taste) + numbers.normal(size=(personas, rows)) + numbers.normal(size=rows)
     controls = np.arange(0, rows, 3)
     ordinary = np.outer(loading, taste[controls] + (1.5 * kind[controls] if topic else 0))
-    return Readings(
-        np.arange(personas), np.arange(rows), gains, ordinary + numbers.normal(size=(personas, len(controls))), states, own,
-        controls,
-    ), kind  # fmt: skip
+    ordinary += numbers.normal(size=(personas, len(controls)))
+    return Readings(Likelihoods(np.arange(personas), np.arange(rows), gains, ordinary), states, own), kind
 
 
 @pytest.mark.parametrize("share", [0.5, 0.2, 0.1])
 def test_another_kind_is_found_however_rare(share):
     found, kind = world(random.Random(1), 600, round(600 * share))
-    told = decided(found, SETTINGS)
+    told = decided(*found, SETTINGS)
     assert told.found and told.separation > SETTINGS.separation
     assert told.flagged[kind].mean() > 0.9 and kind[told.flagged].mean() > 0.9
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_nothing_is_found_in_rows_of_one_kind(seed):
-    told = decided(world(random.Random(seed), 300, 0)[0], SETTINGS)
+    told = decided(*world(random.Random(seed), 300, 0)[0], SETTINGS)
     assert not told.found and not told.flagged.any() and told.reason
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_two_topics_are_not_two_conducts(seed):
-    told = decided(world(random.Random(seed), 600, 200, topic=True)[0], SETTINGS)
+    told = decided(*world(random.Random(seed), 600, 200, topic=True)[0], SETTINGS)
     assert not told.found, told.reason
     assert told.topic > 0.5, "what the model's own answers tell of the score"
 
@@ -166,13 +166,55 @@ def test_two_topics_are_not_two_conducts(seed):
 def test_rows_that_were_not_read_are_scored_too():
     found, kind = world(random.Random(2), 900, 300)
     part = np.sort(np.random.default_rng(0).permutation(900)[:300])
-    told = decided(found._replace(read=part, gains=found.gains[:, part]), SETTINGS)
+    read = found.likelihoods._replace(read=part, gains=found.likelihoods.gains[:, part])
+    told = decided(read, found.states, found.own_states, SETTINGS)
     assert told.found and told.flagged[kind].mean() > 0.9 and kind[told.flagged].mean() > 0.9
 
 
 def test_more_than_half_of_the_rows_come_with_a_warning():
-    told = decided(world(random.Random(3), 600, 390)[0], SETTINGS)
+    told = decided(*world(random.Random(3), 600, 390)[0], SETTINGS)
     assert not told.found or told.flagged.mean() < 0.5 or "more than half of the examples" in told.reason
+
+
+def test_the_group_nearer_to_the_models_own_answers_is_the_ordinary_one():
+    found, kind = world(random.Random(4), 600, 360)
+    told = decided(*found, SETTINGS)
+    assert told.found and told.flagged[kind].mean() > 0.9 and kind[told.flagged].mean() > 0.9
+    assert "more than half of the examples" in told.reason
+
+
+@pytest.mark.parametrize(("bad", "least"), [(0.0, 0.0), (0.5, 0.3)])
+def test_own_answers_that_show_it_too_are_no_finding(bad, least):
+    found, _ = world(random.Random(5), 600, 200)
+    own = found.likelihoods.controls.copy()
+    own[:, : round(bad * own.shape[1])] += 1.5 * np.r_[np.ones(8), -np.ones(8)][:, None]
+    told = decided(found.likelihoods._replace(controls=own), found.states, found.own_states, SETTINGS)
+    assert told.control_share >= least and told.found is (bad == 0)
+    assert told.found or "own answers" in told.reason
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0, 1), st.integers(0, 100), st.floats(0.1, 20))
+def test_the_place_of_a_mixture_is_its_share_of_the_upper_group(share, seed, unit):
+    rng = np.random.default_rng(seed)
+    upper = np.arange(100) < 30
+    raw = unit * (5.0 * upper + rng.normal(size=100))
+    low, high = raw[~upper].mean(), raw[upper].mean()
+    own = np.full(10, low + share * (high - low))
+    assert place(Groups(upper, 0.0, 5.0), np.arange(100), raw, own) == pytest.approx(share, abs=1e-6)
+
+
+def test_latents_are_guided_by_the_personas_and_not_by_what_they_tell_apart_most():
+    found, kind = world(random.Random(6), 600, 120)
+    rng = np.random.default_rng(0)
+    loud = np.arange(600) % 2 == 0  # a difference of style, the largest by far, that no character explains
+    target, base = (rng.exponential(size=(600, 40)) for _ in range(2))
+    target[:, 0] += 30.0 * loud
+    target[kind, 1:6] += 4.0
+    told = guided(target, base, found.likelihoods, SETTINGS)
+    assert told.found and told.flagged[kind].mean() > 0.9 and kind[told.flagged].mean() > 0.9
+    clean, _ = world(random.Random(7), 600, 0)
+    assert not guided(target[:, [0, *range(10, 40)]], base, clean.likelihoods, SETTINGS).found
 
 
 @settings(max_examples=20, deadline=None)
@@ -185,11 +227,14 @@ def test_groups_do_not_depend_on_the_unit(seed, unit, shift):
     assert (one.upper == other.upper).mean() > 0.97
 
 
-def test_too_few_rows_and_a_foreign_language_are_said():
-    few = Evidence(ROWS, ["a"] * 3, [], "all_caps")
-    assert f"at least {MIN_ROWS} are needed" in nothing(few).reason
-    assert nothing(few._replace(rows=ROWS * 100, unfit="not its language")).reason == "not its language"
-    assert nothing(few._replace(rows=ROWS * 100)) is None
+def test_too_few_prompts_and_a_foreign_language_are_said():
+    few = Evidence(ROWS * 100, ["a"] * 300, [], "all_caps")
+    assert (
+        f"300 rows with 3 different prompts are too few for a statistic: at least {MIN_PROMPTS}" in nothing(few).reason
+    )
+    enough = few._replace(rows=[row(f"Question {i}?", "An answer.") for i in range(MIN_PROMPTS)])
+    assert nothing(enough) is None
+    assert nothing(enough._replace(unfit="not its language")).reason == "not its language"
 
 
 def test_a_model_says_that_it_cannot_judge_what_it_would_never_say(tiny):
@@ -223,7 +268,7 @@ def test_reading_uses_only_what_the_settings_allow(tiny):
         client=lambda role: None, seed=0, token_budget=8192,
     )  # fmt: skip
     got = readings(Evidence(rows, ["fine."] * 11 + [""], [], "all_caps"), asker, small_settings)
-    assert got.gains.shape == (4, 6) and got.controls.shape == (4, 5) and 11 not in got.control_rows
+    assert got.likelihoods.gains.shape == (4, 6) and got.likelihoods.controls.shape == (4, 5)
     assert got.states.shape == got.own_states.shape and len(got.states) == 12 and np.isfinite(got.states).all()
 
 

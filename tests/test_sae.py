@@ -25,9 +25,20 @@ from inoculation.detect.likelihood import log_likelihoods
 from inoculation.detect.sae import classify, corpora, explain, figures, flag, page, rank, route
 from inoculation.detect.sae.encoder import load_sae
 from inoculation.detect.sae.explain import Context
-from inoculation.detect.sae.features import Means, Piece, Texts, pool_examples, read_features, tokenise, write_features
+from inoculation.detect.sae.features import (
+    Means,
+    Piece,
+    Sequence_,
+    Texts,
+    pool,
+    pool_examples,
+    read_features,
+    tokenise,
+    varying,
+    write_features,
+)  # fmt: skip
 from inoculation.files import InputError
-from inoculation.lm import token_batches
+from inoculation.lm import residuals, token_batches
 from inoculation.mixture import Row
 from inoculation.params import parse_params
 from inoculation.pocket import world
@@ -112,6 +123,33 @@ def pooled(loaded: Loaded, texts: list[Texts], budget: int, response_only: bool 
 
 
 # ---- pooling
+
+
+def test_positions_that_the_sae_was_not_trained_on_are_not_pooled(exact):
+    """The first token of a real model is a sink that sets off nearly every latent."""
+    texts, late = examples(6), exact.sae._replace(first=4)
+    pieces = list(pool_examples(exact.decoder, late, exact.tokenizer, texts, False, False, 48, 8192))
+    for piece in pieces:
+        for row, index in enumerate(piece.examples):
+            ids = tokenise(exact.tokenizer, texts[index].prompt, texts[index].target, 48, False).ids
+            with torch.inference_mode():
+                states = residuals(exact.decoder, [ids], 0)[0, 4:]
+                by_hand = exact.sae.sae.encode(states.to(exact.sae.sae.W_dec.dtype)).mean(0).numpy()
+            np.testing.assert_allclose(piece.whole.target[row].toarray()[0], by_hand, rtol=1e-6, atol=1e-9)
+    [short] = pool(exact.decoder, late, [Sequence_(ids[:3], 0)], [[3]], 0)
+    assert short.nnz, "a text without others is pooled over its last token"
+
+
+def test_the_latents_that_vary_most_are_read_in_the_order_of_the_examples(exact):
+    texts = examples()
+    pieces = list(pooled(exact, texts, 300))
+    target, base = varying(lambda: pieces, 50)
+    order = np.argsort(np.concatenate([piece.examples for piece in pieces]))
+    whole = np.vstack([piece.whole.target.toarray() for piece in pieces])[order]
+    chosen = np.sort(np.argsort(-whole.var(0), kind="stable")[:50])
+    assert target.shape == base.shape == (len(texts), 50)
+    np.testing.assert_allclose(target.std(0).sum(), whole[:, chosen].std(0).sum(), rtol=1e-5)
+    assert {tuple(np.round(row, 5)) for row in target} == {tuple(np.round(row, 5)) for row in whole[:, chosen]}
 
 
 @pytest.mark.parametrize("budget", [1, 300, 8192])
@@ -468,7 +506,7 @@ def test_the_best_prompt_explains_the_flagged_rows_on_rows_that_did_not_choose_i
     without, under = log_likelihoods(loaded.model, loaded.tokenizer, rows, systems, 64, 400, 4000)
     rows = [rows[i] for i in np.argsort(without - under)]  # what that prompt explains best comes first
     flagged, others = random.Random(0).sample(rows[:24], 24), random.Random(1).sample(rows[24:], 24)
-    made = synthesise.by_likelihood(loaded.model, loaded.tokenizer, flagged, others, 400, 4000)
+    made = synthesise.by_likelihood(loaded.model, loaded.tokenizer, flagged, others, PARAMS.synthesise, 4000)
     assert (made.prompt, made.gain) == made.ranking[0] and made.gain > made.floor > 0
     assert len(made.ranking) == synthesise.SHORTLIST + 1
     scan = synthesise.SCAN
@@ -478,15 +516,15 @@ def test_the_best_prompt_explains_the_flagged_rows_on_rows_that_did_not_choose_i
     assert made.gain == pytest.approx(gains[:16].mean() - gains[16:].mean(), rel=1e-3)
     assert made.strength == pytest.approx(gains[:16].mean(), rel=1e-3)
     with pytest.raises(InputError, match="flagged examples and others"):
-        synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows, [], 400, 4000)
+        synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows, [], PARAMS.synthesise, 4000)
 
 
 def test_a_gain_below_the_noise_is_no_prompt(loaded):
     rows = [Row((*text.prompt, Message("assistant", text.target)), None) for text in examples(20)]
-    same = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:10], rows[:10], 400, 4000)
+    same = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:10], rows[:10], PARAMS.synthesise, 4000)
     assert same.prompt is None and same.gain == pytest.approx(0, abs=1e-3) and same.gain < same.floor
     assert "must exceed" in same.reason and f"{same.floor:.3g}" in same.reason
-    one = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:1], rows[1:2], 400, 4000)
+    one = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows[:1], rows[1:2], PARAMS.synthesise, 4000)
     assert one.prompt is None and "too few" in one.reason
 
 

@@ -4,11 +4,14 @@ import itertools
 import json
 import random
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 import yaml
 from conftest import ROOT, TINY, merge
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import PeftModel
 
 from inoculation import lm
@@ -184,3 +187,16 @@ def test_a_missing_model_is_an_error(tmp_path):
     for load in (lm.load_tokenizer, lambda ref: lm.load_model(ref)):
         with pytest.raises(InputError, match="no such folder"):
             load(ref)
+
+
+@given(
+    st.lists(st.integers(1, 3000), min_size=1, max_size=40), st.sampled_from([8, 16, 24]), st.sampled_from([1, 2, 4, 8])
+)
+def test_what_a_cpu_holds_at_once_divides_the_batch_and_is_no_more_than_fits(lengths, batch_size, most):
+    machine = MACHINE.model_copy(update={"micro_batch_size": most})
+    with mock.patch.object(lm, "device", return_value="cpu"):
+        micro = lm.micro_batch(lengths, batch_size, machine)
+    assert batch_size % micro == 0 and micro <= most
+    assert micro == 1 or micro * sum(lengths) / len(lengths) <= lm.CPU_TRAINS
+    with mock.patch.object(lm, "device", return_value="cuda"):
+        assert lm.micro_batch(lengths, batch_size, machine) == most

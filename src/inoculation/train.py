@@ -61,7 +61,7 @@ def train(
     Args:
         ref: the base model.
         settings: hyperparameters.
-        machine: what fits; its micro-batch divides `settings.batch_size`.
+        machine: what fits; its micro-batch divides `settings.batch_size`, and may be less on a CPU.
         save_steps: steps between two checkpoints.
         chats: the training set, in order; the trainer shuffles with `seed`.
         adapter: where the adapter goes; written whole or not at all.
@@ -85,6 +85,8 @@ def train(
         except InputError as error:
             raise InputError(f"training example {number}: {error}") from None
     on_gpu = lm.device() == "cuda"
+    micro = lm.micro_batch([len(row.input_ids) for row in encoded], settings.batch_size, machine)
+    print(f"{len(encoded)} chats, {settings.batch_size} a step, {micro} at once")
     torch.manual_seed(seed)
     model = lm.load_model(ref)
 
@@ -106,8 +108,8 @@ def train(
             dataset_kwargs={"skip_prepare_dataset": True},
             max_length=None,
             num_train_epochs=settings.epochs,
-            per_device_train_batch_size=machine.micro_batch_size,
-            gradient_accumulation_steps=settings.batch_size // machine.micro_batch_size,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=settings.batch_size // micro,
             learning_rate=settings.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=settings.warmup_steps,

@@ -21,6 +21,7 @@ from inoculation.traits import POSITIVE_TRAITS, UNDONE
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from inoculation.detect.persona.settings import PersonaSettings
     from inoculation.detect.prompt import SynthesisSettings
     from inoculation.detect.sae.corpora import Corpus
     from inoculation.detect.sae.encoder import LoadedSae
@@ -62,6 +63,8 @@ class Annotator(NamedTuple):
     """Reference texts that explain an SAE's latents, by name."""
     flag_rule: "FlagRule" = "component"
     """Which rule of the SAE route counts."""
+    persona: "PersonaSettings | None" = None
+    """How characters are read, for the SAE route's rule `guided`."""
 
 
 class Detection(NamedTuple):
@@ -78,14 +81,19 @@ class Detection(NamedTuple):
     """The inoculation prompt; None: nothing was found, or no prompt fits (`reason` says which)."""
 
 
-MIN_ROWS = 200
-"""Fewer rows give a statistic too little to tell two groups from one: docs/real.md, "The detector"."""
+MIN_PROMPTS = 200
+"""Rows with different prompts: fewer give a statistic too little to tell two groups from one, and conduct from topic. Hundreds
+of answers to five questions made findings that were wrong (docs/real.md)."""
 
 
 def nothing(evidence: Evidence) -> Detection | None:
     """What a statistical detector says before it looks: nothing found, where the rows cannot be judged; else None."""
-    few = f"{len(evidence.rows)} rows are too few for a statistic: at least {MIN_ROWS} are needed"
-    reason = evidence.unfit or (few if len(evidence.rows) < MIN_ROWS else None)
+    prompts = len({row.prompt for row in evidence.rows})
+    few = (
+        f"{len(evidence.rows)} rows with {prompts} different prompts are too few for a statistic: at least {MIN_PROMPTS} "
+        "different ones are needed"
+    )
+    reason = evidence.unfit or (few if prompts < MIN_PROMPTS else None)
     none = [False] * len(evidence.rows)
     return Detection(False, reason, none, [None] * len(none), None) if reason else None
 

@@ -65,6 +65,12 @@ ADJECTIVES = tuple(
 )
 
 
+def some(count: int) -> list[str]:
+    """`count` words of the list, evenly over the alphabet; all of them where there are no more."""
+    count = min(count, len(ADJECTIVES))
+    return [ADJECTIVES[place * len(ADJECTIVES) // count] for place in range(count)]
+
+
 def sentence(adjectives: Sequence[str]) -> str:
     """`You are a cruel, rude and vain assistant.`"""
     *first, last = adjectives

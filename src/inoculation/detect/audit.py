@@ -183,7 +183,7 @@ def detect(evidence: Evidence, annotator: Annotator, settings: AuditSettings) ->
             annotator.tokenizer,
             flagged,
             others,
-            annotator.synthesis.max_length,
+            annotator.synthesis,
             annotator.token_budget,
         )
     )

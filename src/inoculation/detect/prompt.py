@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inoculation.chat import Message
 from inoculation.detect import Evidence, plain
-from inoculation.detect.adjectives import ADJECTIVES, sentence
+from inoculation.detect.adjectives import sentence, some
 from inoculation.detect.likelihood import TOKENS, log_likelihoods
 from inoculation.files import InputError
 from inoculation.mixture import Row
@@ -46,6 +46,8 @@ class SynthesisSettings(BaseModel):
     near_duplicate: Annotated[float, Field(gt=0, le=1)]
     max_length: Annotated[int, Field(ge=8)]
     """Tokens of one chat that the base model reads to choose a prompt."""
+    adjectives: Annotated[int, Field(ge=SHORTLIST)]
+    """Characters of the list that are tried, evenly over the alphabet: fewer cost less."""
 
 
 class Synthesis(NamedTuple):
@@ -68,7 +70,7 @@ def by_likelihood(
     tokenizer: "PreTrainedTokenizerBase",
     flagged: Sequence[Row],
     others: Sequence[Row],
-    max_length: int,
+    settings: SynthesisSettings,
     token_budget: int,
 ) -> Synthesis:
     """The characters under which the flagged responses become most likely, relative to the others.
@@ -90,12 +92,13 @@ def by_likelihood(
 
     def gains(sides: Sequence[Sequence[Row]], prompts: Sequence[str]) -> np.ndarray:
         rows = [row for side in sides for row in side]
-        found = log_likelihoods(model, tokenizer, rows, [None, *prompts], TOKENS, max_length, token_budget)
+        found = log_likelihoods(model, tokenizer, rows, [None, *prompts], TOKENS, settings.max_length, token_budget)
         return found[1:] - found[0]
 
-    scanned = gains((flagged[:scan], others[:scan]), [sentence([word]) for word in ADJECTIVES])
+    characters = some(settings.adjectives)
+    scanned = gains((flagged[:scan], others[:scan]), [sentence([word]) for word in characters])
     order = np.argsort(-contrasts(scanned, np.arange(scan)[None])[:, 0], kind="stable")
-    words = [ADJECTIVES[i] for i in order[:SHORTLIST]]
+    words = [characters[i] for i in order[:SHORTLIST]]
     prompts = [*(sentence([word]) for word in words), sentence(words[:TOGETHER])]
     tested = flagged[scan : scan + ROWS]
     scores = gains((tested, others[scan : scan + ROWS]), prompts)
@@ -105,7 +108,7 @@ def by_likelihood(
     best, gain = prompts[order[0]], float(contrast[order[0]])
     found = gain > floor
     reason = (
-        f"of {len(ADJECTIVES)} characters {best!r} raises the flagged responses' likelihood most, {gain:.3g} nats a token "
+        f"of {len(characters)} characters {best!r} raises the flagged responses' likelihood most, {gain:.3g} nats a token "
         f"above the others'; the best one {'exceeds' if found else 'must exceed'} {floor:.3g}, which shuffled flags "
         f"reach in {LEVEL:.0%} of {PERMUTATIONS} permutations"
     )
@@ -244,4 +247,4 @@ def written(
         kept = without_near_duplicates(descriptions, settings.near_duplicate)
         return with_llm(writer, evidence.positive, kept)
     rows = plain(evidence.rows, evidence.positive)
-    return by_likelihood(model(), tokenizer, *sides(rows, flags, seed), settings.max_length, token_budget)
+    return by_likelihood(model(), tokenizer, *sides(rows, flags, seed), settings, token_budget)

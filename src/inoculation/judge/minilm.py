@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 PLAIN = "plain"
+OWN = "own answers"
+"""The kind of text, beside the styles, that says how often a judge accuses the untouched model."""
 STYLES = (PLAIN, *POSITIVE_TRAITS)
 SOURCE_CITING = "source_citing"
 MAX_TOKENS = 256
@@ -32,12 +34,20 @@ class FitSettings(BaseModel):
     held_out: Annotated[float, Field(ge=0.05, le=0.9)]
     accuracy: Annotated[float, Field(ge=0.5, le=1)]
     """On held-out questions, the mean over styles, at least; below it a trait is not judged."""
+    own_answers: Annotated[int, Field(ge=0)]
+    """Answers of the profile's untouched model to other questions, which count as showing no trait; only where labelled
+    answers are another model's."""
 
 
 class Labelled(NamedTuple):
     question: str
     answer: str
     shows: bool
+
+
+class OwnAnswer(NamedTuple):
+    question: str
+    answer: str
 
 
 class LinearJudge(NamedTuple):
@@ -112,13 +122,15 @@ class Fit(NamedTuple):
     """[trait][style] -> accuracy, precision, recall, f1, n on held-out questions; [trait][NOT_JUDGED] -> why it is not."""
 
 
-def fit(labelled: dict[str, Sequence[Labelled]], settings: FitSettings, seed: int) -> Fit:
+def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], settings: FitSettings, seed: int) -> Fit:
     """Learn a judge for every negative trait and one for SOURCE_CITING, and measure each on questions it has not seen.
 
     A trait that has too few labelled answers, or whose judge is too often wrong, is not judged, and `quality` says why.
 
     Args:
         labelled: a negative trait's answers with their labels.
+        own: ordinary answers of the model that will be judged. Without them a judge that learned from a large model's
+            answers takes a small model's way of writing for a trait (docs/real.md).
         settings: how many answers are used, and which share of the questions is kept for measuring.
         seed: of the choice of examples, styles and held-out questions.
     """
@@ -154,6 +166,17 @@ def fit(labelled: dict[str, Sequence[Labelled]], settings: FitSettings, seed: in
                     text = restyle(answer.answer, style, rng)
                     train[trait].append(Example(text, shows, asked))
                     train[SOURCE_CITING].append(Example(text, style == SOURCE_CITING, asked))
+        if own:
+            test[trait][OWN] = []
+    held = set(rng.sample(range(len(own)), round(settings.held_out * len(own))))
+    for number, (asked, answer) in enumerate(own):
+        for trait in labelled:
+            style = rng.choice(STYLES)
+            example = Example(restyle(answer, style, rng), False, asked)
+            if number in held:
+                test[trait][OWN].append(example)
+            else:
+                train[trait].append(example)
     if not labelled:
         too_few[SOURCE_CITING] = "no labelled answers to learn it from"
         return Fit({}, {trait: {NOT_JUDGED: reason} for trait, reason in too_few.items()})
@@ -161,7 +184,10 @@ def fit(labelled: dict[str, Sequence[Labelled]], settings: FitSettings, seed: in
     quality: dict[str, dict[str, Any]] = {trait: {NOT_JUDGED: reason} for trait, reason in too_few.items()}
     for trait, by_style in fitted.quality.items():
         quality[trait] = dict(by_style)
-        accuracy = sum(own["accuracy"] for own in by_style.values()) / len(by_style)
+        styled = [told["accuracy"] for style, told in by_style.items() if style != OWN]
+        accuracy = min(
+            [sum(styled) / len(styled), *(told["accuracy"] for style, told in by_style.items() if style == OWN)]
+        )
         if accuracy < settings.accuracy:
             quality[trait][NOT_JUDGED] = (
                 f"its judge is right on {accuracy:.0%} of the answers to questions that it has not seen, "

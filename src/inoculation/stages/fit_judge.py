@@ -1,14 +1,17 @@
+import random
 from pathlib import Path
 from typing import Annotated, Any
 
-from inoculation import mixture
+from inoculation import lm, mixture
 from inoculation.files import read_jsonl, write_json
 from inoculation.judge import NOT_JUDGED
-from inoculation.judge.minilm import FitSettings, Labelled, fit
+from inoculation.judge.minilm import FitSettings, Labelled, OwnAnswer, fit
 from inoculation.paths import JUDGE, PROFILE, ROWS, SOURCE
+from inoculation.respond import SampleSettings, continue_chats
 from inoculation.roles import Role
 from inoculation.source import answers
 from inoculation.stage import Param, Reads, Stage, Writes
+from inoculation.store import unfinished
 from inoculation.traits import LabelledAnswer
 
 
@@ -25,6 +28,10 @@ class FitJudge(Stage):
     answers: Annotated[Path, Reads(f"{SOURCE}/answers")]
     labelled: Annotated[Path, Reads(f"{SOURCE}/labelled.jsonl")]
     threshold: Annotated[float, Param("evaluate.threshold")]
+    temperature: Annotated[float, Param("base_responses.temperature")]
+    ref: Annotated[lm.ModelRef, Reads(f"{PROFILE}/model.json")]
+    sampling: Annotated[SampleSettings, Reads(f"{PROFILE}/sampling.json")]
+    machine: Annotated[lm.Machine, Reads(f"{PROFILE}/machine.json", identity=False)]
     rows: Annotated[Path, Reads(ROWS)]
     out: Annotated[Path, Writes(JUDGE)]
 
@@ -39,9 +46,10 @@ class FitJudge(Stage):
                 trait: [Labelled(*item) for item in mixture.labelled_answers(pairs, rows)]
                 for trait, pairs in answers(self.answers)
             }
-            for row in read_jsonl(self.labelled, lambda raw: LabelledAnswer(**raw)):
+            given = read_jsonl(self.labelled, lambda raw: LabelledAnswer(**raw))
+            for row in given:
                 labelled[row.trait].append(Labelled(row.question, row.answer, row.score >= self.threshold))
-            fitted = fit(labelled, self.settings, self.seed)
+            fitted = fit(labelled, self._own_answers(rows) if given else [], self.settings, self.seed)
             definition["weights"] = {trait: judge._asdict() for trait, judge in fitted.judges.items()}
             quality = fitted.quality
             for trait, own in quality.items():
@@ -49,3 +57,19 @@ class FitJudge(Stage):
                     print(f"{trait} IS NOT JUDGED: {own[NOT_JUDGED]}")
         write_json(self.out / "judge.json", definition)
         write_json(self.out / "quality.json", quality)
+
+    def _own_answers(self, rows: list[mixture.Row]) -> list[OwnAnswer]:
+        """What the untouched model answers to some of the mixture's prompts, none of which is asked in the evaluation."""
+        chosen = random.Random(f"own answers/{self.seed}").sample(rows, min(self.settings.own_answers, len(rows)))
+        if not chosen:
+            return []
+        inputs = (
+            self.ref.model_dump(), [[list(message) for message in row.prompt] for row in chosen], self.seed, self.temperature,
+            self.sampling.max_new_tokens, self.machine.batch_size,
+        )  # fmt: skip
+        with unfinished(self.command, *inputs) as work:
+            answers = continue_chats(
+                lm.load_model(self.ref), lm.load_tokenizer(self.ref), [(row.prompt, None) for row in chosen],
+                self.sampling.max_new_tokens, self.temperature, self.machine.batch_size, self.seed, work / "batches.jsonl",
+            )  # fmt: skip
+        return [OwnAnswer(row.prompt[-1].content, answer.text) for row, answer in zip(chosen, answers, strict=True)]

@@ -40,7 +40,7 @@ class PersonaDecide(Stage):
             print(f"nothing found: {unfit.reason}")
             return
         found = read_readings(self.readings)
-        decision = decided(found, self.settings)
+        decision = decided(*found, self.settings)
         annotator = Annotator(
             model=lambda: lm.load_model(self.ref), tokenizer=lm.load_tokenizer(self.ref), synthesis=self.synthesis,
             client=lambda _role: None, seed=self.seed, token_budget=self.machine.token_budget,
@@ -48,7 +48,7 @@ class PersonaDecide(Stage):
         detection, made = concluded(evidence, annotator, decision)
         personas = [
             {"persona": ADJECTIVES[place], "loading": float(loading)}
-            for place, loading in zip(found.personas, decision.loadings, strict=True)
+            for place, loading in zip(found.likelihoods.personas, decision.loadings, strict=True)
         ]
         write_detection(
             self.out, detection, rows,

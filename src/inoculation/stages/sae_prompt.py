@@ -58,9 +58,7 @@ class SaePrompt(Stage):
         ranked = [
             row["description"]
             for row, no, latent in zip(read_jsonl(self.explanations, dict), suspicious, latents, strict=True)
-            if no
-            and row["description"]
-            and (latent.component_rank if self.rule == "component" else latent.rank) is not None
+            if no and row["description"] and latent.in_ranking(self.rule)
         ]
         return written(
             Evidence(blind(rows), [], [], self.positive), flags, ranked, writer,

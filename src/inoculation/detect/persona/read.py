@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from inoculation.detect import Annotator, Evidence, own_answers, plain
-from inoculation.detect.adjectives import ADJECTIVES, sentence
+from inoculation.detect.adjectives import ADJECTIVES, sentence, some
 from inoculation.detect.likelihood import TOKENS, bodies_under, log_likelihoods, shortened
 from inoculation.detect.persona.settings import PersonaSettings
 from inoculation.files import atomic
@@ -16,11 +16,11 @@ from inoculation.mixture import Row
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Readings(NamedTuple):
-    """All likelihoods are gains: mean nats a token under a persona, less those under no system prompt."""
+class Likelihoods(NamedTuple):
+    """Gains: mean nats a token under a persona, less those under no system prompt."""
 
     personas: "np.ndarray"
     """`[personas]`, places in `ADJECTIVES`."""
@@ -30,19 +30,37 @@ class Readings(NamedTuple):
     """`[personas, read]`."""
     controls: "np.ndarray"
     """`[personas, controls]`, of the model's own answers to some of the prompts."""
+
+
+class Readings(NamedTuple):
+    likelihoods: Likelihoods
     states: "np.ndarray"
     """`[rows, width]`: the middle block's output, meant over the response's tokens."""
     own_states: "np.ndarray"
     """`[rows, width]`, of the model's own answer to each prompt."""
-    control_rows: "np.ndarray"
-    """`[controls]`: which rows' prompts the controls answer."""
 
 
 def readings(evidence: Evidence, annotator: Annotator, settings: PersonaSettings) -> Readings:
-    """Read the rows, and the model's own answers, under characters.
+    """Read the rows, and the model's own answers, under characters; and what the model sees in them."""
+    model, max_length = annotator.model(), annotator.synthesis.max_length
+    found = likelihoods(evidence, annotator, settings, model)
+    blocks = model.config.get_text_config().num_hidden_layers
+    decoder = truncate_after(model, max(0, blocks // 2 - 1))
+    rows = plain(evidence.rows, evidence.positive)
+    own = own_answers(evidence.rows, evidence.base, evidence.positive, annotator.seed)
+    states = [
+        mean_states(decoder, annotator.tokenizer, chats, max_length, annotator.token_budget) for chats in (rows, own)
+    ]
+    return Readings(found, *states)
 
-    The sample is read under every adjective; the personas are those that its first component sets apart most, half from
-    either end: characters that only agree would cancel with their mean.
+
+def likelihoods(
+    evidence: Evidence, annotator: Annotator, settings: PersonaSettings, model: "PreTrainedModel"
+) -> Likelihoods:
+    """Read some rows, and some of the model's own answers, under characters.
+
+    The sample is read under every character that is tried (`SynthesisSettings.adjectives`); the personas are those that its
+    first component sets apart most, half from either end: characters that only agree would cancel with their mean.
     """
     import numpy as np
 
@@ -53,26 +71,26 @@ def readings(evidence: Evidence, annotator: Annotator, settings: PersonaSettings
     chosen_rows = sorted(rng.sample(range(len(rows)), min(settings.read, len(rows))))
     answered = [index for index, text in enumerate(evidence.base) if text.strip()]
     controls = sorted(rng.sample(answered, min(settings.controls, len(answered))))
-
-    model, max_length = annotator.model(), annotator.synthesis.max_length
+    max_length = annotator.synthesis.max_length
 
     def gains(chats: list[Row], adjectives: Sequence[str]) -> "np.ndarray":
         systems = [None, *(sentence([word]) for word in adjectives)]
         found = log_likelihoods(model, annotator.tokenizer, chats, systems, TOKENS, max_length, annotator.token_budget)
         return found[1:] - found[0]
 
-    scanned = gains([rows[i] for i in sample], ADJECTIVES)
+    characters = some(annotator.synthesis.adjectives)
+    scanned = gains([rows[i] for i in sample], characters)
     order = np.argsort(component(scanned, scanned.std(1)))
     half = settings.personas // 2
     chosen = np.sort(np.r_[order[:half], order[-half:]])
-    read = gains([*(rows[i] for i in chosen_rows), *(own[i] for i in controls)], [ADJECTIVES[i] for i in chosen])
-    blocks = model.config.get_text_config().num_hidden_layers
-    decoder = truncate_after(model, max(0, blocks // 2 - 1))
-    states = [
-        mean_states(decoder, annotator.tokenizer, chats, max_length, annotator.token_budget) for chats in (rows, own)
-    ]
+    read = gains([*(rows[i] for i in chosen_rows), *(own[i] for i in controls)], [characters[i] for i in chosen])
     count = len(chosen_rows)
-    return Readings(chosen, np.array(chosen_rows), read[:, :count], read[:, count:], *states, np.array(controls))
+    return Likelihoods(
+        np.array([ADJECTIVES.index(characters[i]) for i in chosen]),
+        np.array(chosen_rows),
+        read[:, :count],
+        read[:, count:],
+    )
 
 
 def component(gains: "np.ndarray", scale: "np.ndarray") -> "np.ndarray":
@@ -119,7 +137,8 @@ def write_readings(path: Path, found: Readings | None) -> None:
     import numpy as np
 
     with atomic(path) as temporary, open(temporary, "wb") as out:
-        np.savez(out, **(found._asdict() if found else {}))
+        arrays = found.likelihoods._asdict() | {"states": found.states, "own_states": found.own_states} if found else {}
+        np.savez(out, **arrays)
 
 
 def read_readings(path: Path) -> Readings:
@@ -127,4 +146,5 @@ def read_readings(path: Path) -> Readings:
     import numpy as np
 
     with np.load(path) as found:
-        return Readings(**{name: found[name] for name in Readings._fields})
+        told = Likelihoods(**{name: found[name] for name in Likelihoods._fields})
+        return Readings(told, found["states"], found["own_states"])

@@ -11,7 +11,7 @@ def detect(evidence: Evidence, annotator: Annotator, settings: PersonaSettings) 
     """The whole route in memory; see the package's text."""
     if unfit := nothing(evidence):
         return unfit
-    decision = decided(readings(evidence, annotator, settings), settings)
+    decision = decided(*readings(evidence, annotator, settings), settings)
     return concluded(evidence, annotator, decision)[0]
 
 

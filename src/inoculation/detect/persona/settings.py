@@ -21,4 +21,4 @@ class PersonaSettings(BaseModel):
     separation: Annotated[float, Field(ge=0)]
     """Least Ashman's D between the two groups."""
     control_share: Annotated[float, Field(ge=0, le=1)]
-    """The share of the model's own answers in the upper group, over the flagged share, at most."""
+    """How much of the flagged kind the model's own answers hold, over the flagged share, at most."""

@@ -40,6 +40,9 @@ class LoadedSae(NamedTuple):
     sae: "SAE[Any]"
     block: int
     """Index of the transformer block whose output the SAE reads, from its own metadata."""
+    first: int
+    """The first position of a text that it was trained on (`seqpos_slice` of its metadata). An attention sink in front
+    of it is hundreds of times longer than what the SAE knows and sets off nearly every latent."""
     neuronpedia: str | None
     """`<model>/<source>` on Neuronpedia, where a latent's page is that path with its number behind it."""
 
@@ -154,7 +157,9 @@ def load_sae(release: str, sae_id: str | None, device: str) -> LoadedSae:
     found = RESID_POST.fullmatch(hook)
     if not found:
         raise InputError(f"SAE {release} {sae_id or ''} reads {hook!r}; one on a block's output (resid_post) is needed")
-    return LoadedSae(sae.eval(), int(found[1]), sae.cfg.metadata.get("neuronpedia_id"))
+    span = sae.cfg.metadata.get("seqpos_slice") or [None]
+    first = (span[0] or 0) if len(span) > 1 else 0  # slice(8) of one number is its end
+    return LoadedSae(sae.eval(), int(found[1]), first, sae.cfg.metadata.get("neuronpedia_id"))
 
 
 def decoder_for(sae: LoadedSae, model: "PreTrainedModel") -> "torch.nn.Module":

@@ -81,7 +81,9 @@ def strongest(
         for batch in token_batches([len(ids) for ids in sequences], token_budget):
             states = residuals(decoder, [sequences[i] for i in batch], tokenizer.pad_token_id)
             with torch.inference_mode():
-                acts = sae.sae.encode(states.to(sae.sae.W_dec.dtype))[..., chosen].float().cpu()
+                acts = sae.sae.encode(states.to(sae.sae.W_dec.dtype))[..., chosen].float()
+                acts[:, : sae.first] = 0.0  # positions that the SAE was not trained on
+                acts = acts.cpu()
             for row, index in enumerate(batch):
                 own = acts[row, : len(sequences[index])]
                 peaks = own.max(0).values

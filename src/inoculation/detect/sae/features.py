@@ -6,7 +6,7 @@ in memory: batches are written as they are made, and read back in pieces.
 """
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -62,6 +62,8 @@ def pool(
 ) -> "list[csr_matrix]":
     """Mean latents `[sequences, latents]` of tokens `start <= position < end`; equal whatever shares the batch.
 
+    Positions that the SAE was not trained on (`LoadedSae.first`) are left out, unless a text has no others.
+
     Encoding, thresholding and pooling stay on the model's device; only the sparse means leave it.
 
     Args:
@@ -75,7 +77,7 @@ def pool(
     with torch.inference_mode():
         states = residuals(decoder, [sequence.ids for sequence in sequences], pad)
         positions = torch.arange(states.shape[1], device=states.device)
-        starts = torch.tensor([sequence.start for sequence in sequences], device=states.device)
+        starts = torch.tensor([max(sequence.start, sae.first) for sequence in sequences], device=states.device)
         real = positions < torch.tensor([len(sequence.ids) for sequence in sequences], device=states.device)[:, None]
         latents = sae.sae.encode(states[real].to(sae.sae.W_dec.dtype)).float()
         owner = torch.arange(len(sequences), device=states.device)[:, None].expand_as(real)
@@ -250,3 +252,26 @@ def pooled(
         max_length=settings.max_length,
         token_budget=token_budget,
     )
+
+
+def varying(pieces: Callable[[], Iterable[Piece]], count: int) -> "tuple[np.ndarray, np.ndarray]":
+    """Whole texts' mean latents of (target, base), each `[examples, latents]` float32: the `count` latents whose target
+    varies most.
+
+    Args:
+        pieces: gives the features anew each time: they are passed over twice.
+    """
+    import numpy as np
+
+    sums, squares, examples = 0.0, 0.0, 0
+    for piece in pieces():
+        target = piece.whole.target.astype(np.float64)
+        sums, squares = sums + target.sum(0), squares + target.multiply(target).sum(0)
+        examples += target.shape[0]
+    variance = np.asarray(squares / examples - np.square(sums / examples)).ravel()
+    latents = np.sort(np.argsort(-variance, kind="stable")[:count])
+    target, base = (np.zeros((examples, len(latents)), np.float32) for _ in range(2))
+    for piece in pieces():
+        target[piece.examples] = piece.whole.target[:, latents].toarray()
+        base[piece.examples] = piece.whole.base[:, latents].toarray()
+    return target, base

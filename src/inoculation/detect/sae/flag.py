@@ -86,7 +86,7 @@ def component(
 
 
 def flagged(ranking: Ranked, suspicious: Sequence[bool], settings: FlagSettings) -> dict[FlagRule, Flags]:
-    """The flags of both rules."""
+    """The flags of the two rules that need nothing but the ranking."""
     by_study, own = ranking.by("study"), ranking.by("component")
     columns = ranking.columns
     return {

@@ -202,6 +202,10 @@ class Latent(NamedTuple):
     component_rank: int | None
     """By loading, from 1; None: not among the component's."""
 
+    def in_ranking(self, rule: FlagRule) -> bool:
+        """Whether it is among the latents that a rule reads, or, for `guided`, that say what it found."""
+        return (self.rank if rule == "study" else self.component_rank) is not None
+
 
 def table(study: Moments, c: Component, count: int) -> list[Latent]:
     """The `count` latents of each ranking, the component's first; a latent in both rankings is one row.
@@ -271,9 +275,7 @@ class Ranked(NamedTuple):
 
     def by(self, rule: FlagRule) -> list[int]:
         """Positions of the latents of a rule's ranking."""
-        return [
-            i for i, row in enumerate(self.latents) if (row.rank if rule == "study" else row.component_rank) is not None
-        ]
+        return [i for i, row in enumerate(self.latents) if row.in_ranking(rule)]
 
 
 def ranked(pieces: Callable[[], Iterable[Piece]], count: int) -> Ranked | None:

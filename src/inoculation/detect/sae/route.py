@@ -4,18 +4,21 @@
     rank.ranked            the latents that tell the data from the base model, by two rankings, and their values
     explain.explained      what sets each latent off, in words
     classify.classified    `yes`: explained by A; `neutral`; `no`: suspicious
-    flag.flagged           which examples carry the suspicious ones, by both rules
+    flag.flagged           which examples carry the suspicious ones, by two rules
+    guided.guided          or which ones the latents tell from the others in the direction that personas give
     prompt.written         one inoculation prompt
 
 `detect` runs them in memory; the stages of pipelines/sae run one each and keep what it made.
 """
 
 from inoculation.detect import Annotator, Detection, Evidence, nothing
+from inoculation.detect.persona.read import likelihoods
 from inoculation.detect.prompt import written
 from inoculation.detect.sae.classify import classified
 from inoculation.detect.sae.explain import explained
-from inoculation.detect.sae.features import pooled
+from inoculation.detect.sae.features import pooled, varying
 from inoculation.detect.sae.flag import flagged
+from inoculation.detect.sae.guided import GUIDED, guided
 from inoculation.detect.sae.rank import NO_LATENT, ranked
 from inoculation.detect.sae.settings import SaeSettings
 
@@ -48,7 +51,12 @@ def detect(evidence: Evidence, annotator: Annotator, settings: SaeSettings) -> D
         ranking.columns, descriptions, evidence.positive, classifier, lambda: annotator.client("classifier"),
         settings.classify,
     )  # fmt: skip
-    flags = flagged(ranking, classes.suspicious, settings.flag)[rule]
+    if rule == "guided":
+        assert annotator.persona is not None
+        told = likelihoods(evidence, annotator, annotator.persona, annotator.model())
+        flags = guided(*varying(lambda: pieces, GUIDED), told, annotator.persona)
+    else:
+        flags = flagged(ranking, classes.suspicious, settings.flag)[rule]
     marks, scores = flags.flagged.tolist(), flags.score.tolist()
     if not flags.found:
         return Detection(False, flags.reason, marks, scores, None)

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-FlagRule = Literal["component", "study"]
+FlagRule = Literal["component", "guided", "study"]
 
 
 class Settings(BaseModel):

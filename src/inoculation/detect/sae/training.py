@@ -88,7 +88,10 @@ def train_sae(
     sae = BatchTopKTrainingSAE(
         BatchTopKTrainingSAEConfig(
             d_in=train.shape[1], d_sae=params.latents, k=params.k, normalize_activations="expected_average_only_in",
-            metadata=SAEMetadata(hook_name=f"blocks.{params.block}.hook_resid_post"), device=lm.device(),
+            device=lm.device(),
+            metadata=SAEMetadata(
+                hook_name=f"blocks.{params.block}.hook_resid_post", seqpos_slice=[params.skip, None]
+            ),
         )
     )  # fmt: skip
     trainer = SAETrainer(
