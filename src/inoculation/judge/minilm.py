@@ -21,6 +21,8 @@ OWN = "own answers"
 """The kind of text, beside the styles, that says how often a judge accuses the untouched model."""
 STYLES = (PLAIN, *POSITIVE_TRAITS)
 SOURCE_CITING = "source_citing"
+BATCH = 16
+"""Texts at once: a CPU is a fifth slower with 64."""
 MAX_TOKENS = 256
 """MiniLM was trained on at most this many word pieces; longer texts are read up to here."""
 
@@ -83,8 +85,8 @@ def embed(texts: Sequence[str]) -> "np.ndarray":
     unique = sorted(set(texts), key=lambda text: (len(text), text))
     vectors: dict[str, np.ndarray] = {}
     with torch.inference_mode(), tqdm(total=len(unique), desc="embedding", unit="text") as bar:
-        for start in range(0, len(unique), 64):
-            chunk = unique[start : start + 64]
+        for start in range(0, len(unique), BATCH):
+            chunk = unique[start : start + BATCH]
             # An answer that says "[SEP]" says so, and ends nothing.
             batch = tokenizer(
                 chunk, padding=True, truncation=True, max_length=MAX_TOKENS, split_special_tokens=True,
