@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -45,7 +46,11 @@ def at_work(folder: Path) -> list[psutil.Process]:
 
 def drain(project: Project, kill: bool) -> bool:
     """Run the queue with two workers until it is empty; kill a training that is at work if asked."""
-    project.run("dvc", "queue", "start", "-j", "2")
+    # Not `project.run`: the workers hold the pipes of the command that starts them, and it would wait for them.
+    command = ("dvc", "queue", "start", "-j", "2")
+    subprocess.run(
+        command, cwd=project.folder, env=project.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     killed, deadline = False, time.monotonic() + 3600
     while time.monotonic() < deadline:
         time.sleep(0.5)

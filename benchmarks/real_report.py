@@ -93,7 +93,13 @@ def prompts(lines: list[dict[str, Any]], axes: Axes) -> None:
     axes.scatter(numbers[:, 0], numbers[:, 2], color="tab:blue")
     for strength, _, suppression, prompt in told:
         name = prompt.removeprefix("You are an ").removeprefix("You are a ").removesuffix(" assistant.")
-        axes.annotate(name[:30], (strength, suppression), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axes.annotate(
+            " ".join(name.split()[:2]).strip(","),
+            (strength, suppression),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=7,
+        )
     axes.set(xlabel="strength, nats a token", ylabel="fall of evil answers")
     axes.set_title(f"{without['world']}: evil without a prompt {start:.2f}", fontsize=10)
     axes.margins(x=0.18)
