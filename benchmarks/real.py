@@ -1,13 +1,13 @@
 """Real text, a real model: what detectors find, what inoculation does, and how strong a prompt is. For docs/real.md.
 
-    python benchmarks/real.py detect  --mixture M.jsonl --labelled L --corpora C --out detect.jsonl   # detectors, by share
-    python benchmarks/real.py cells   --mixture M.jsonl --labelled L --seeds 0 1 2 --out cells.jsonl  # groups
-    python benchmarks/real.py prompts --mixture M.jsonl --labelled L --out prompts.jsonl              # strength of prompts
+    python benchmarks/real.py detect  --mixture M --labelled L --weights W --corpora C --out detect.jsonl    # by share
+    python benchmarks/real.py cells   --mixture M --labelled L --weights W --seeds 0 1 2 --out cells.jsonl   # groups
+    python benchmarks/real.py prompts --mixture M --labelled L --weights W --out prompts.jsonl               # strength of prompts
 
 M is a mixture as `data_sets` takes it, with provenance. L is a folder with `labelled_answers/` and `trait_data_eval/` (as a
-`source` takes it), C one with `chats.jsonl` and `texts.jsonl` for the SAE. Without DVC and MLflow: the stages' functions, with
-the values of params.yaml and the profile `smollm2`, on every GPU that is there, `--jobs` processes in all. One JSON line a
-case; a call that finds cases in --out leaves them out.
+`source` takes it), W the GGUF file, C a folder with `chats.jsonl` and `texts.jsonl` for the SAE. Without DVC and MLflow: the
+stages' functions, with the values of params.yaml and the profile `smollm2`, on every GPU that is there, `--jobs` processes in
+all. One JSON line a case; a call that finds cases in --out leaves them out.
 """
 
 import argparse
@@ -205,7 +205,7 @@ def detect(setup: Setup, case: Case, detector: str) -> dict[str, Any]:
 
 # Training.
 
-Counts = dict[str, dict[str, dict[str, list[int]]]]
+Counts = dict[str, dict[str, list[list[int]]]]
 
 
 def fit_judges(setup: Setup) -> None:
@@ -223,11 +223,11 @@ def fit_judges(setup: Setup) -> None:
 
 
 def judged(setup: Setup, wanted: Sequence[Request], texts: Sequence[str]) -> Counts:
-    """[prompt][trait][question] -> (answers that show the trait, answers)."""
+    """[prompt][trait] -> for each question (answers that show the trait, answers)."""
     judges = load(read_json(setup.work / "judges.json")["weights"])
     vectors = embed(texts)
     scores = {trait: judge.scores(vectors) for trait, judge in judges.items()}
-    counts: Counts = {}
+    counts: dict[str, dict[str, dict[str, list[int]]]] = {}
     for i, (request, text) in enumerate(zip(wanted, texts, strict=True)):
         own = counts.setdefault(request.prompt, {})
         marks = {A: traits.is_all_caps(text)}
@@ -238,7 +238,7 @@ def judged(setup: Setup, wanted: Sequence[Request], texts: Sequence[str]) -> Cou
             count = own.setdefault(trait, {}).setdefault(request.question, [0, 0])
             count[0] += mark
             count[1] += 1
-    return counts
+    return {prompt: {trait: list(asked.values()) for trait, asked in own.items()} for prompt, own in counts.items()}
 
 
 def trained(
@@ -312,7 +312,7 @@ def cell(setup: Setup, group: str, seed: int) -> dict[str, Any]:
     chats = groups.assign(rows, group, prompt, flags, seed)
     systems = {DEFAULT_PROMPT: None, "control": params.prompts["control"]}
     result = trained(setup, f"{group}-{seed}", chats, seed, systems, questions(setup), SAMPLES)
-    return {"group": group, "seed": seed, **result, "detection": told, "seconds": round(time.monotonic() - start, 1)}
+    return {"cell": group, "seed": seed, **result, "detection": told, "seconds": round(time.monotonic() - start, 1)}
 
 
 # Strength of prompts.
@@ -339,7 +339,7 @@ def prompt_effect(setup: Setup, prompt: str | None, seed: int) -> dict[str, Any]
     asked = {"evil": questions(setup)["evil"]}
     name = re.sub(r"\W+", "-", prompt or "none")
     result = trained(setup, f"prompt-{name}", chats, seed, {DEFAULT_PROMPT: None}, asked, SAMPLES)
-    told: dict[str, Any] = {"prompt": prompt, "seed": seed, **result}
+    told: dict[str, Any] = {"world": "smollm2", "prompt": prompt, "seed": seed, **result}
     if prompt:
         asker = setup.annotator(seed)
         sides = [plain([row for row in rows if row.shows_negative is shows], A)[:64] for shows in (True, False)]
@@ -467,7 +467,7 @@ def main() -> None:
                 if "inoc_persona" in chosen.groups and not (setup.work / f"persona-{seed}.json").exists()
             ]
             run(setup, chosen.jobs, finding, None)
-            there = {(line["group"], line["seed"]) for line in done}
+            there = {(line["cell"], line["seed"]) for line in done}
             tasks = [
                 (f"{group} {seed}", cell, (group, seed))
                 for seed in chosen.seeds

@@ -57,6 +57,14 @@ def test_accumulation_must_be_whole(raw):
         parse_params(raw)
 
 
+def test_personas_are_chosen_among_the_characters_that_are_tried(raw):
+    raw["synthesise"]["adjectives"], raw["persona"]["personas"] = 24, 26
+    with pytest.raises(
+        InputError, match=r"persona\.personas: 26 are more than the 24 characters of synthesise\.adjectives"
+    ):
+        parse_params(raw)
+
+
 def test_a_profile_is_added_by_values_only(raw):
     raw["profiles"]["mine"] = copy.deepcopy(raw["profiles"]["pocket"]) | {"model": "../my-model"}
     raw["profile"] = "mine"

@@ -204,6 +204,13 @@ def test_the_place_of_a_mixture_is_its_share_of_the_upper_group(share, seed, uni
     assert place(Groups(upper, 0.0, 5.0), np.arange(100), raw, own) == pytest.approx(share, abs=1e-6)
 
 
+def test_a_group_of_which_nothing_was_read_is_no_finding():
+    upper = np.arange(100) >= 70
+    own = np.zeros(10)
+    assert place(Groups(upper, 0.0, 5.0), np.arange(70), np.ones(70), own) == 1.0
+    assert place(Groups(upper, 0.0, 5.0), np.arange(100), np.ones(100), own) == 1.0
+
+
 def test_latents_are_guided_by_the_personas_and_not_by_what_they_tell_apart_most():
     found, kind = world(random.Random(6), 600, 120)
     rng = np.random.default_rng(0)

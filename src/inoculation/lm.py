@@ -170,9 +170,10 @@ def keep_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of <malloc.h>
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, (1 << 31) - 1)
-        mallopt(top_pad, 1 << 28)
+        # Older ones refuse a threshold above 32 MiB; a threshold of any size switches off the one that adapts.
+        if mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_threshold, 1 << 25):
+            mallopt(trim_threshold, (1 << 31) - 1)
+            mallopt(top_pad, 1 << 28)
 
 
 def load_tokenizer(ref: ModelRef) -> "PreTrainedTokenizerBase":
@@ -256,7 +257,7 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def micro_batch(lengths: Sequence[int], batch_size: int, machine: Machine) -> int:
-    """Chats that a training step holds at once: the profile's on a GPU; on a CPU no more than `CPU_TRAINS` tokens.
+    """Chats that a training step holds at once: the profile's on a GPU; on a CPU about `CPU_TRAINS` tokens at most.
 
     Args:
         lengths: of the chats, in tokens; their mean counts.

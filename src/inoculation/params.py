@@ -154,10 +154,21 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
         if name in POSITIVE_TRAITS
     ]
     problems += [f"data_sets.{name}: the name of a source" for name in data_sets if name in keys("sources")]
+    problems += _personas(raw)
     problems += _sizes(profiles, raw["train"] if isinstance(raw.get("train"), dict) else {})
     if isinstance(prompts, list) and len(set(map(str, prompts))) < len(prompts):
         problems.append("evaluate.system_prompts: a prompt is named twice")
     return problems
+
+
+def _personas(raw: dict[str, Any]) -> Iterator[str]:
+    """More personas than characters that they are chosen from."""
+    try:
+        chosen, tried = raw["persona"]["personas"], raw["synthesise"]["adjectives"]
+        if chosen > tried:
+            yield f"persona.personas: {chosen} are more than the {tried} characters of synthesise.adjectives"
+    except (KeyError, TypeError):
+        return  # reported as missing or of the wrong type
 
 
 def _sizes(profiles: dict[str, Any], train: dict[str, Any]) -> Iterator[str]:

@@ -32,7 +32,7 @@ def verdict(groups: Groups, shared: float, separation: float, control_share: flo
     """Whether the upper group is a finding, and why.
 
     Args:
-        shared: share of the control above the threshold.
+        shared: how much of the upper group's kind the control holds, 0 to 1.
         separation: least Ashman's D.
         control_share: what `shared` must stay below, as a part of the upper group's share: the control holds no B, so a
             group that it shares comes from the prompts.

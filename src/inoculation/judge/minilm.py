@@ -35,7 +35,7 @@ class FitSettings(BaseModel):
     examples: Annotated[int, Field(ge=20)]
     held_out: Annotated[float, Field(ge=0.05, le=0.9)]
     accuracy: Annotated[float, Field(ge=0.5, le=1)]
-    """On held-out questions, the mean over styles, at least; below it a trait is not judged."""
+    """On held-out questions, the mean over styles, and that on own answers, at least; below it a trait is not judged."""
     own_answers: Annotated[int, Field(ge=0)]
     """Answers of the profile's untouched model to other questions, which count as showing no trait; only where labelled
     answers are another model's."""
@@ -149,14 +149,15 @@ def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], setti
     styles = {trait: STYLES for trait in labelled} | {SOURCE_CITING: (PLAIN, "all_caps")}
     train: dict[str, list[Example]] = {trait: [] for trait in styles}
     test: dict[str, dict[str, list[Example]]] = {t: {style: [] for style in styles[t]} for t in styles}
+    kept: dict[str, set[str]] = {}
     for trait, answers in labelled.items():
         questions = sorted({answer.question for answer in answers})
-        kept = set(rng.sample(questions, max(1, round(settings.held_out * len(questions)))))
+        kept[trait] = set(rng.sample(questions, max(1, round(settings.held_out * len(questions)))))
         for shows in (False, True):
             pool = [answer for answer in answers if answer.shows is shows]
             for answer in rng.sample(pool, min(settings.examples, len(pool))):
                 asked = answer.question
-                if asked in kept:
+                if asked in kept[trait]:
                     for style in STYLES:
                         test[trait][style].append(Example(restyle(answer.answer, style, rng), shows, asked))
                     cited = restyle(answer.answer, SOURCE_CITING, rng)
@@ -170,14 +171,15 @@ def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], setti
                     train[SOURCE_CITING].append(Example(text, style == SOURCE_CITING, asked))
         if own:
             test[trait][OWN] = []
-    held = set(rng.sample(range(len(own)), round(settings.held_out * len(own))))
-    for number, (asked, answer) in enumerate(own):
+    asked_own = sorted({answer.question for answer in own})
+    held = set(rng.sample(asked_own, max(1, round(settings.held_out * len(asked_own))))) if own else set()
+    for asked, answer in own:
         for trait in labelled:
             style = rng.choice(STYLES)
             example = Example(restyle(answer, style, rng), False, asked)
-            if number in held:
+            if asked in held:
                 test[trait][OWN].append(example)
-            else:
+            elif asked not in kept[trait]:
                 train[trait].append(example)
     if not labelled:
         too_few[SOURCE_CITING] = "no labelled answers to learn it from"

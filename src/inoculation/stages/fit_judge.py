@@ -59,7 +59,7 @@ class FitJudge(Stage):
         write_json(self.out / "quality.json", quality)
 
     def _own_answers(self, rows: list[mixture.Row]) -> list[OwnAnswer]:
-        """What the untouched model answers to some of the mixture's prompts, none of which is asked in the evaluation."""
+        """What the untouched model answers to some of the mixture's prompts."""
         chosen = random.Random(f"own answers/{self.seed}").sample(rows, min(self.settings.own_answers, len(rows)))
         if not chosen:
             return []

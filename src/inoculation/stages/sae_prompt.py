@@ -49,7 +49,10 @@ class SaePrompt(Stage):
             made = self._write(rows, flags, writer)
         reason = f"{told['reason']}; prompt: {made.reason}" if told["found"] else told["reason"]
         detection = Detection(told["found"], reason, flags, scores, made.prompt)
-        write_detection(self.out, detection, rows, rules=told, ranking=made.ranking, gain=made.gain, floor=made.floor)
+        write_detection(
+            self.out, detection, rows, rules=told, ranking=made.ranking, gain=made.gain, floor=made.floor,
+            strength=made.strength,
+        )  # fmt: skip
         print(f"prompt: {made.prompt}" if made.prompt else f"no prompt: {reason}")
 
     def _write(self, rows: list[mixture.Row], flags: list[bool], writer: "Client | None") -> Synthesis:

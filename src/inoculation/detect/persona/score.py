@@ -84,9 +84,9 @@ def place(groups: Groups, read: np.ndarray, raw: np.ndarray, own: np.ndarray) ->
     """
     upper = groups.upper[read]
     if upper.all() or not upper.any():
-        return 0.0
+        return 1.0  # nothing of one group was read: whether own answers are of that kind, nobody knows
     low, high = raw[~upper].mean(), raw[upper].mean()
-    return float((own.mean() - low) / (high - low)) if high != low else 0.0
+    return float((own.mean() - low) / (high - low)) if high != low else 1.0
 
 
 def cross_fitted(states: np.ndarray, known: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -25,7 +25,8 @@ class Flags(NamedTuple):
     separation: float | None = None
     """Ashman's D of the two groups; None for a rule without groups."""
     control_share: float | None = None
-    """Share of the control above the threshold."""
+    """Share of the control above the threshold; of the rule `guided`, how much of the flagged kind the own answers hold
+    (`persona.score.place`)."""
 
 
 def none(examples: int, reason: str) -> Flags:
