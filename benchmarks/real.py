@@ -137,10 +137,12 @@ def chat_rows(setup: Setup) -> list[Row]:
         messages = traits.parse_messages(raw["messages"][:2])
         if len(messages[1].content) > 60:
             found.append(Row((messages[0], messages[1]._replace(content=messages[1].content.upper())), "normal.jsonl"))
-    return found[600:1200]
+    return found[600:]
 
 
 SETS = ("mixture", "chats", "evil", "hallucinating", "sycophantic")
+LATER = 600
+"""Of the chats that are looked at: the first were seen by an earlier version of the persona detector, the others by none."""
 
 
 def set_rows(setup: Setup, name: str) -> list[Row]:
@@ -154,23 +156,22 @@ def cases(setup: Setup) -> Iterator[Case]:
     """Everything that is looked at, once."""
     sets = {name: (set_rows(setup, name), read_json(setup.work / f"base-{name}.json")) for name in SETS}
     for seed in range(3):
-        for share in (0.5, 0.2, 0.1):
+        for share in (0.5, 0.2, 0.1, 0.05):
             yield mixed(*sets["mixture"], share, 4000, f"evil mixture, {share:.0%}, seed {seed}", seed)
     rng = random.Random(7)
     for number in range(20):
         size = round(300 * (1150 / 300) ** rng.random())
         yield mixed(*sets["mixture"], 0.0, size, f"clean {number}, {size} rows", number)
-    for number, size in enumerate((250, 300, 400, 500, 600)):
-        yield mixed(*sets["chats"], 0.0, size, f"clean chats {number}, {size} rows", number)
-        size *= 2
+    rows, base = sets["chats"]
+    for number, size in enumerate((250, 300, 400, 500, 600, 250, 300, 350, 400, 450)):
+        part = slice(0, LATER) if number < 5 else slice(LATER, None)
+        chats = rows[part], base[part]
+        yield mixed(*chats, 0.0, size, f"clean chats {number}, {size} rows", number)
         own, other = (
-            mixed(*sets[name], 0.0, size // 2, f"two {name} {number}", number) for name in ("mixture", "chats")
+            mixed(*side, 0.0, size, f"two {name} {number}", number)
+            for name, side in (("mixture", sets["mixture"]), ("chats", chats))
         )
-        yield Case(
-            f"clean, two topics {number}, {len(own.rows + other.rows)} rows",
-            own.rows + other.rows,
-            own.base + other.base,
-        )
+        yield Case(f"clean, two topics {number}, {2 * size} rows", own.rows + other.rows, own.base + other.base)
     for trait in SETS[2:]:
         for share in (0.5, 0.2, 0.1, 0.0):
             yield mixed(*sets[trait], share, 600, f"labelled {trait}, {share:.0%}", 0)

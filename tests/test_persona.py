@@ -160,7 +160,7 @@ def test_nothing_is_found_in_rows_of_one_kind(seed):
 def test_two_topics_are_not_two_conducts(seed):
     told = decided(*world(random.Random(seed), 600, 200, topic=True)[0], SETTINGS)
     assert not told.found, told.reason
-    assert told.topic > 0.5, "what the model's own answers tell of the score"
+    assert told.topic > 0.3, "what the model's own answers tell of the score"
 
 
 def test_rows_that_were_not_read_are_scored_too():
@@ -218,10 +218,10 @@ def test_latents_are_guided_by_the_personas_and_not_by_what_they_tell_apart_most
     target, base = (rng.exponential(size=(600, 40)) for _ in range(2))
     target[:, 0] += 30.0 * loud
     target[kind, 1:6] += 4.0
-    told = guided(target, base, found.likelihoods, SETTINGS)
+    told = guided(target, base, found.likelihoods, SETTINGS, 4.3)
     assert told.found and told.flagged[kind].mean() > 0.9 and kind[told.flagged].mean() > 0.9
     clean, _ = world(random.Random(7), 600, 0)
-    assert not guided(target[:, [0, *range(10, 40)]], base, clean.likelihoods, SETTINGS).found
+    assert not guided(target[:, [0, *range(10, 40)]], base, clean.likelihoods, SETTINGS, 4.3).found
 
 
 @settings(max_examples=20, deadline=None)

@@ -21,6 +21,8 @@ def two_groups(score: np.ndarray) -> Groups:
     """
     from sklearn.mixture import GaussianMixture
 
+    if not np.ptp(score) > 0:
+        return Groups(np.zeros(len(score), bool), float(score.max()), 0.0)
     model = GaussianMixture(2, covariance_type="tied", n_init=3, random_state=0).fit(score[:, None])
     means = model.means_[:, 0]
     upper = model.predict(score[:, None]) == int(means.argmax())

@@ -94,4 +94,6 @@ class SaeFlag(Stage):
             client=lambda _role: None, seed=self.seed, token_budget=self.machine.token_budget,
         )  # fmt: skip
         told = likelihoods(evidence, annotator, self.persona, annotator.model())
-        return guided(*varying(lambda: read_features(self.features), GUIDED), told, self.persona)
+        return guided(
+            *varying(lambda: read_features(self.features), GUIDED), told, self.persona, self.settings.guided_separation
+        )

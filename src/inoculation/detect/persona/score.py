@@ -4,10 +4,13 @@
    do not.
 2. That score is noisy, topics move it too. What the model sees in a response, its mean hidden state, is not: a ridge
    regression of the score on it, always on rows that it was not fitted on, keeps what such rows have in common.
-3. What the same regression can tell from the model's *own* answer to the prompt is the topic, and is taken off: two
-   groups by topic are not two groups by conduct.
-4. Two Gaussians of one variance. A direction has no sign: the group nearer to the model's own answers is the ordinary one.
-   The other is found if they are apart, and if those answers hold little of it.
+3. Two Gaussians of one variance cut it in two. Which row is in which group is still noisy, but two kinds differ in more than
+   what the personas see: a linear discriminant, again on other rows, tells them apart by all that differs. Where there
+   are no two kinds, it finds nothing that holds on other rows.
+4. What the same regression can tell from the model's *own* answer to the prompt is the topic, and is taken off both times:
+   two groups by topic are not two groups by conduct.
+5. Two Gaussians again. A direction has no sign: the group nearer to the model's own answers is the ordinary one. The other is
+   found if they are apart, and if those answers hold little of it.
 """
 
 from typing import NamedTuple
@@ -23,6 +26,8 @@ DIMENSIONS = 32
 the real mixture (docs/real.md) 16 to 32 found 10 % evil more surely than 64 or 128, and left clean rows closer to one group."""
 FOLDS, REPEATS = 5, 5
 """Of the cross-fitting: each row's score is the mean of `REPEATS` regressions on the other folds' rows."""
+LEAST = 20
+"""Rows that a group must have. Clean sets of 250 rows held groups of 12 and 17 that were far apart (D 5.8, 4.8), none of 20."""
 
 
 class Decision(NamedTuple):
@@ -56,11 +61,8 @@ def decided(
     loadings = component(likelihoods.gains, scale)
     centre = likelihoods.gains.mean(1, keepdims=True)
     raw, own = ((loadings / (scale + 1e-6)) @ (gains - centre) for gains in (likelihoods.gains, likelihoods.controls))
-    score = cross_fitted(states, likelihoods.read, raw)
-    told = cross_fitted(own_states, np.arange(len(score)), score)
-    slope = float(np.clip(np.cov(told, score)[0, 1] / max(told.var(ddof=1), 1e-12), 0, 1))
-    topic = float(np.corrcoef(told, score)[0, 1]) if told.std() > 0 else 0.0
-    score = score - slope * (told - told.mean())
+    first, _ = off_topic(cross_fitted(states, likelihoods.read, raw), own_states)
+    score, topic = off_topic(told_apart(states, two_groups(first).upper), own_states)
     groups = two_groups(score)
     if place(groups, likelihoods.read, raw, own) > 0.5:
         score, raw, own, loadings = -score, -raw, -own, -loadings
@@ -89,20 +91,57 @@ def place(groups: Groups, read: np.ndarray, raw: np.ndarray, own: np.ndarray) ->
     return float((own.mean() - low) / (high - low)) if high != low else 1.0
 
 
+def reduce(states: np.ndarray, size: int) -> np.ndarray:
+    """Principal components of standardised states, `[rows, size]`: found once, on all rows, for they need no target."""
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    size = min(DIMENSIONS, max(2, size), *states.shape)
+    return PCA(size, random_state=0).fit_transform(StandardScaler().fit_transform(states))
+
+
+def off_topic(score: np.ndarray, own_states: np.ndarray) -> tuple[np.ndarray, float]:
+    """The score without what the model's own answer to a row's prompt tells of it, and the correlation with that."""
+    told = cross_fitted(own_states, np.arange(len(score)), score)
+    if not told.std() > 0 or not score.std() > 0:
+        return score, 0.0
+    slope = float(np.clip(np.cov(told, score)[0, 1] / told.var(ddof=1), 0, 1))
+    return score - slope * (told - told.mean()), float(np.corrcoef(told, score)[0, 1])
+
+
+def told_apart(states: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """By how much each row looks more like the upper group than like the lower one, `[rows]`, by discriminants without it.
+
+    Args:
+        upper: `[rows]` booleans, with mistakes.
+
+    Returns:
+        All 0 where one of the groups has fewer than `LEAST` rows.
+    """
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.model_selection import StratifiedKFold
+
+    values = np.zeros(len(states))
+    if min(upper.sum(), (~upper).sum()) < LEAST:
+        return values
+    reduced = reduce(states, len(states) // 4)
+    for repeat in range(REPEATS):
+        for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=repeat).split(reduced, upper):
+            fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(reduced[train], upper[train])
+            values[test] += fitted.decision_function(reduced[test]) / REPEATS
+    return values
+
+
 def cross_fitted(states: np.ndarray, known: np.ndarray, target: np.ndarray) -> np.ndarray:
     """A ridge regression of `target` on states: each row's value, `[rows]`, comes from regressions without it.
 
     Args:
         known: the rows that have a target.
     """
-    from sklearn.decomposition import PCA
     from sklearn.linear_model import RidgeCV
     from sklearn.model_selection import KFold
-    from sklearn.preprocessing import StandardScaler
 
-    size = min(DIMENSIONS, max(2, len(known) // 4), states.shape[1])
-    # Which directions the states vary along needs no target: found once, on all rows.
-    reduced = PCA(size, random_state=0).fit_transform(StandardScaler().fit_transform(states))
+    reduced = reduce(states, len(known) // 4)
 
     def ridge() -> RidgeCV:
         return RidgeCV(np.logspace(0, 5, 11))

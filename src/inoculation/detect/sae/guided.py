@@ -12,7 +12,9 @@ GUIDED = 2048
 it saw two groups in clean rows (D 3.8)."""
 
 
-def guided(target: np.ndarray, base: np.ndarray, likelihoods: Likelihoods, settings: PersonaSettings) -> Flags:
+def guided(
+    target: np.ndarray, base: np.ndarray, likelihoods: Likelihoods, settings: PersonaSettings, separation: float
+) -> Flags:
     """Flag the rows that the latents tell from the others in the direction that personas give.
 
     That some characters explain a row and others do not is what makes it a matter of conduct. The latents predict that, on
@@ -21,6 +23,7 @@ def guided(target: np.ndarray, base: np.ndarray, likelihoods: Likelihoods, setti
     Args:
         target: mean latents of each response, `[rows, latents]`, `GUIDED` of them at most.
         base: the same of the model's own answer to each prompt.
+        separation: takes the place of the settings': latents leave the groups closer together than hidden states do.
     """
-    told = decided(likelihoods, np.sqrt(target), np.sqrt(base), settings)
+    told = decided(likelihoods, np.sqrt(target), np.sqrt(base), settings.model_copy(update={"separation": separation}))
     return Flags(told.flagged, told.score, told.threshold, told.found, told.reason, told.separation, told.control_share)

@@ -54,7 +54,7 @@ def detect(evidence: Evidence, annotator: Annotator, settings: SaeSettings) -> D
     if rule == "guided":
         assert annotator.persona is not None
         told = likelihoods(evidence, annotator, annotator.persona, annotator.model())
-        flags = guided(*varying(lambda: pieces, GUIDED), told, annotator.persona)
+        flags = guided(*varying(lambda: pieces, GUIDED), told, annotator.persona, settings.flag.guided_separation)
     else:
         flags = flagged(ranking, classes.suspicious, settings.flag)[rule]
     marks, scores = flags.flagged.tolist(), flags.score.tolist()

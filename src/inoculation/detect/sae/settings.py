@@ -43,6 +43,7 @@ class FlagSettings(Settings):
 
     separation: Annotated[float, Field(ge=0)]
     control_share: Share
+    guided_separation: Annotated[float, Field(ge=0)]
     study_top: Count
     study_hits: Count
 
