@@ -91,18 +91,15 @@ def prompts(lines: list[dict[str, Any]], axes: Axes) -> None:
     axes.axhline(0, color="0.8", lw=1)
     axes.axvline(0, color="0.8", lw=1)
     axes.scatter(numbers[:, 0], numbers[:, 2], color="tab:blue")
-    for strength, _, suppression, prompt in told:
+    for number, (strength, _, suppression, prompt) in enumerate(sorted(told)):
         name = prompt.removeprefix("You are an ").removeprefix("You are a ").removesuffix(" assistant.")
         axes.annotate(
-            " ".join(name.split()[:2]).strip(","),
-            (strength, suppression),
-            xytext=(4, 4),
-            textcoords="offset points",
-            fontsize=7,
-        )
+            " ".join(name.split()[:2]).strip(","), (strength, suppression), fontsize=7, textcoords="offset points",
+            xytext=(0, (12, -16, 26, -30, 40, -44)[number % 6]), ha="center", arrowprops={"arrowstyle": "-", "lw": 0.4},
+        )  # fmt: skip
     axes.set(xlabel="strength, nats a token", ylabel="fall of evil answers")
     axes.set_title(f"{without['world']}: evil without a prompt {start:.2f}", fontsize=10)
-    axes.margins(x=0.18)
+    axes.margins(x=0.18, y=0.35)
 
 
 def main() -> None:
