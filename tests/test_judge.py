@@ -8,6 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inoculation.judge import NOT_JUDGED
+from inoculation.judge.coherence import (
+    AS_GIVEN,
+    COHERENCE,
+    ELSEWHERE,
+    LEAST_WORDS,
+    LOOP,
+    SHUFFLED,
+    SPOILT,
+    seen,
+    spoil,
+)
 from inoculation.judge.minilm import OWN, FitSettings, Labelled, LinearJudge, OwnAnswer, embed, fit, load
 from inoculation.pocket import world
 from inoculation.quality import decision_quality
@@ -91,6 +102,36 @@ def test_own_answers_count_as_ordinary_and_say_how_often_the_model_is_accused_wi
     assert accused[1] < accused[0] / 2
     assert OWN not in without.quality["evil"] and told.quality["evil"][OWN]["n"] == 15
     assert told.quality["evil"]["plain"]["accuracy"] >= 0.75
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text("abc", min_size=1, max_size=4), min_size=LEAST_WORDS, max_size=60), st.integers(0, 10**6))
+def test_a_spoilt_answer_has_the_answers_words_or_is_another(words, seed):
+    told = spoil(" ".join(words), "Another.", random.Random(seed))
+    assert set(told) == set(SPOILT)
+    assert sorted(told[SHUFFLED].split()) == sorted(words) and set(told[LOOP].split()) <= set(words)
+    assert told[ELSEWHERE] == "Another."
+
+
+def test_coherence_is_judged_on_questions_it_has_not_seen():
+    answers = [
+        Labelled(f"How do I {verb} {thing}?", f"To {verb} {thing}, take your time and {verb} it with care, as {who} do.{end}", rude)
+        for verb in ("paint", "repair", "clean", "sell", "measure")
+        for thing in ("a wooden boat", "an old clock", "the kitchen table", "a bicycle", "my garden fence", "a piano")
+        for who in ("gardeners", "sailors")
+        for rude, end in ((False, ""), (True, " Only a fool asks this."))
+    ]  # fmt: skip
+    numbers = FitSettings(examples=60, held_out=0.25, accuracy=0.75, own_answers=60)
+    made = fit({"evil": answers}, [], numbers, 0)
+    told = made.quality[COHERENCE]
+    assert set(told) == {AS_GIVEN, *SPOILT} and all(own["n"] >= 10 for own in told.values())
+    asked = "How do I paint a wooden boat?"
+    answer = "To paint a wooden boat, take your time, as sailors do, and use two coats."
+    nonsense = "boat two sailors use as a to paint, and time do coats take wooden your"
+    good, bad = made.judges[COHERENCE].scores(seen(embed([asked] * 2), embed([answer, nonsense]), [answer, nonsense]))
+    assert good > 50 > bad
+    few = fit({"evil": [row for row in answers if "piano" in row.question]}, [], numbers, 0)
+    assert NOT_JUDGED in few.quality[COHERENCE]
 
 
 @settings(max_examples=25, deadline=None)

@@ -21,7 +21,6 @@ MINIMUM_MASS = 0.25
 """Probability that the integers 0-100 must carry together; below it the score is missing (a refusal)."""
 FALL_BACK_SAMPLES = 10
 """Answers sampled instead, from a provider that gives no log-probabilities."""
-COHERENCE = "coherence"
 
 TopLogprobs = Iterable[tuple[str, float]]
 

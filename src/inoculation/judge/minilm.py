@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from inoculation.judge import NOT_JUDGED
+from inoculation.judge.coherence import AS_GIVEN, COHERENCE, LEAST_WORDS, SPOILT, seen, spoil
 from inoculation.traits import POSITIVE_TRAITS
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class FitSettings(BaseModel):
     examples: Annotated[int, Field(ge=20)]
     held_out: Annotated[float, Field(ge=0.05, le=0.9)]
     accuracy: Annotated[float, Field(ge=0.5, le=1)]
-    """On held-out questions, the mean over styles, and that on own answers, at least; below it a trait is not judged."""
+    """On held-out questions, the mean over styles, and that on texts of one label only, at least; below it a trait is not
+    judged."""
     own_answers: Annotated[int, Field(ge=0)]
     """Answers of the profile's untouched model to other questions, which count as showing no trait; only where labelled
     answers are another model's."""
@@ -53,13 +55,13 @@ class OwnAnswer(NamedTuple):
 
 
 class LinearJudge(NamedTuple):
-    """P(shows the trait) = sigmoid(embedding . weights + bias)."""
+    """P(shows the trait) = sigmoid(embedding . weights + bias); of coherence: sigmoid(seen . weights + bias)."""
 
     weights: list[float]
     bias: float
 
     def scores(self, embeddings: "np.ndarray") -> list[float]:
-        """Scores of 0-100 for embeddings `[texts, 384]`."""
+        """Scores of 0-100 for embeddings `[texts, 384]`, or what `coherence.seen` gives."""
         import numpy as np
         from scipy.special import expit
 
@@ -125,7 +127,7 @@ class Fit(NamedTuple):
 
 
 def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], settings: FitSettings, seed: int) -> Fit:
-    """Learn a judge for every negative trait and one for SOURCE_CITING, and measure each on questions it has not seen.
+    """Learn a judge for every negative trait, for SOURCE_CITING and for coherence, and measure each on questions it has not seen.
 
     A trait that has too few labelled answers, or whose judge is too often wrong, is not judged, and `quality` says why.
 
@@ -150,6 +152,7 @@ def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], setti
     train: dict[str, list[Example]] = {trait: [] for trait in styles}
     test: dict[str, dict[str, list[Example]]] = {t: {style: [] for style in styles[t]} for t in styles}
     kept: dict[str, set[str]] = {}
+    given: list[tuple[str, str]] = []
     for trait, answers in labelled.items():
         questions = sorted({answer.question for answer in answers})
         kept[trait] = set(rng.sample(questions, max(1, round(settings.held_out * len(questions)))))
@@ -157,6 +160,7 @@ def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], setti
             pool = [answer for answer in answers if answer.shows is shows]
             for answer in rng.sample(pool, min(settings.examples, len(pool))):
                 asked = answer.question
+                given.append((asked, answer.answer))
                 if asked in kept[trait]:
                     for style in STYLES:
                         test[trait][style].append(Example(restyle(answer.answer, style, rng), shows, asked))
@@ -184,14 +188,18 @@ def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], setti
     if not labelled:
         too_few[SOURCE_CITING] = "no labelled answers to learn it from"
         return Fit({}, {trait: {NOT_JUDGED: reason} for trait, reason in too_few.items()})
+    spoilt = _coherence(given, settings, seed)
+    if spoilt:
+        train[COHERENCE], test[COHERENCE] = spoilt
+    else:
+        too_few[COHERENCE] = "too few questions and answers to learn it from"
     fitted = _fit_and_measure(train, test)
     quality: dict[str, dict[str, Any]] = {trait: {NOT_JUDGED: reason} for trait, reason in too_few.items()}
     for trait, by_style in fitted.quality.items():
         quality[trait] = dict(by_style)
-        styled = [told["accuracy"] for style, told in by_style.items() if style != OWN]
-        accuracy = min(
-            [sum(styled) / len(styled), *(told["accuracy"] for style, told in by_style.items() if style == OWN)]
-        )
+        alone = [told["accuracy"] for style, told in by_style.items() if style in (OWN, AS_GIVEN)]
+        styled = [told["accuracy"] for style, told in by_style.items() if style not in (OWN, AS_GIVEN)]
+        accuracy = min([sum(styled) / len(styled), *alone])
         if accuracy < settings.accuracy:
             quality[trait][NOT_JUDGED] = (
                 f"its judge is right on {accuracy:.0%} of the answers to questions that it has not seen, "
@@ -201,34 +209,65 @@ def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], setti
     return Fit(judges, quality)
 
 
+def _coherence(
+    given: Sequence[tuple[str, str]], settings: FitSettings, seed: int
+) -> tuple[list[Example], dict[str, list[Example]]] | None:
+    """What coherence is learned from and measured on: questions and labelled answers, and the same spoilt; None: too few.
+
+    The judged model's own answers are not among them: a small one's may be incoherent as they are.
+    """
+    rng = random.Random(f"coherence/{seed}")
+    usable = sorted({row for row in given if len(row[1].split()) >= LEAST_WORDS})
+    usable = rng.sample(usable, min(settings.examples, len(usable)))
+    questions = sorted({question for question, _ in usable})
+    if len(questions) < LEAST or len(usable) < 2 * LEAST:
+        return None
+    kept = set(rng.sample(questions, max(2, round(settings.held_out * len(questions)))))
+    train: list[Example] = []
+    test: dict[str, list[Example]] = {kind: [] for kind in (AS_GIVEN, *SPOILT)}
+    for asked, answer in usable:
+        style = rng.choice(STYLES)
+        other = rng.choice(
+            [theirs for question, theirs in usable if question != asked and (question in kept) == (asked in kept)]
+        )
+        for kind, text in {AS_GIVEN: answer, **spoil(answer, other, rng)}.items():
+            example = Example(restyle(text, style, rng), kind == AS_GIVEN, asked)
+            (test[kind] if asked in kept else train).append(example)
+    return train, test
+
+
 def _fit_and_measure(train: dict[str, list[Example]], test: dict[str, dict[str, list[Example]]]) -> Fit:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, GroupKFold
 
     from inoculation.quality import decision_quality
 
-    every = [row.text for rows in train.values() for row in rows]
-    every += [row.text for styles in test.values() for rows in styles.values() for row in rows]
+    rows = [row for own in train.values() for row in own]
+    rows += [row for styles in test.values() for own in styles.values() for row in own]
+    every = [row.text for row in rows] + sorted({row.question for row in train.get(COHERENCE, [])})
+    every += sorted({row.question for own in test.get(COHERENCE, {}).values() for row in own})
     unique = list(dict.fromkeys(every))
     index = {text: i for i, text in enumerate(unique)}
     vectors = embed(unique)
 
-    def look_up(rows: list[Example]) -> "np.ndarray":
-        return vectors[[index[row.text] for row in rows]]
+    def look_up(trait: str, rows: list[Example]) -> "np.ndarray":
+        texts = vectors[[index[row.text] for row in rows]]
+        if trait != COHERENCE:
+            return texts
+        return seen(vectors[[index[row.question] for row in rows]], texts, [row.text for row in rows])
 
     judges: dict[str, LinearJudge] = {}
     quality: dict[str, dict[str, dict[str, float]]] = {}
     for trait, rows in train.items():
         asked = [row.question for row in rows]
-        search = GridSearchCV(
-            LogisticRegression(max_iter=2000), {"C": PENALTIES}, cv=GroupKFold(min(3, len(set(asked)))),
-            scoring="balanced_accuracy",
-        )  # fmt: skip
-        model = search.fit(look_up(rows), [row.shows for row in rows], groups=asked).best_estimator_
+        classifier = LogisticRegression(max_iter=2000, class_weight="balanced" if trait == COHERENCE else None)
+        folds = GroupKFold(min(3, len(set(asked))))
+        search = GridSearchCV(classifier, {"C": PENALTIES}, cv=folds, scoring="balanced_accuracy")
+        model = search.fit(look_up(trait, rows), [row.shows for row in rows], groups=asked).best_estimator_
         judges[trait] = LinearJudge(model.coef_[0].tolist(), float(model.intercept_[0]))
         quality[trait] = {
             style: decision_quality(
-                [score >= 50 for score in judges[trait].scores(look_up(held))], [row.shows for row in held]
+                [score >= 50 for score in judges[trait].scores(look_up(trait, held))], [row.shows for row in held]
             )
             for style, held in test[trait].items()
         }

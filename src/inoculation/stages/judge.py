@@ -5,6 +5,7 @@ from inoculation import traits
 from inoculation.clients import Clients
 from inoculation.files import read_json, read_jsonl, write_jsonl
 from inoculation.judge import Judgement
+from inoculation.judge.coherence import COHERENCE, seen
 from inoculation.judge.exact import ExactJudge
 from inoculation.paths import CELL, JUDGE
 from inoculation.roles import Limits, Role
@@ -44,13 +45,16 @@ class Judge(Stage):
 
     @staticmethod
     def _learned(definition: dict[str, Any], responses: list[dict[str, Any]]) -> Scores:
-        """The asked trait and SOURCE_CITING, by the judges that `fit-judge` learned."""
+        """The asked trait, SOURCE_CITING and coherence, by the judges that `fit-judge` learned."""
         from inoculation.judge.minilm import embed, load
 
         judges, vectors = load(definition["weights"]), embed([row["text"] for row in responses])
-        learned = {trait: judge.scores(vectors) for trait, judge in judges.items()}
+        learned = {trait: judge.scores(vectors) for trait, judge in judges.items() if trait != COHERENCE}
+        if COHERENCE in judges:
+            asked = embed([row["question"] for row in responses])
+            learned[COHERENCE] = judges[COHERENCE].scores(seen(asked, vectors, [row["text"] for row in responses]))
         return [
-            {name: learned[name][i] for name in (row["trait"], "source_citing") if name in learned}
+            {name: learned[name][i] for name in (row["trait"], "source_citing", COHERENCE) if name in learned}
             for i, row in enumerate(responses)
         ]
 
@@ -73,6 +77,6 @@ class Judge(Stage):
         aside = {each.index for each in client.set_aside(answers)}
         scores = [None if i in aside else answer for i, answer in enumerate(answers)]
         return [
-            {row["trait"]: own[0], "source_citing": own[1], llm.COHERENCE: own[2]}
+            {row["trait"]: own[0], "source_citing": own[1], COHERENCE: own[2]}
             for row, own in zip(responses, zip(*[iter(scores)] * 3, strict=True), strict=True)
         ]
