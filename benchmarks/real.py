@@ -35,9 +35,10 @@ from inoculation.detect.language import language
 from inoculation.detect.likelihood import log_likelihoods
 from inoculation.detect.sae.encoder import load_sae
 from inoculation.detect.sae.training import train_sae
+from inoculation.embedding import embed
 from inoculation.files import read_json, read_jsonl, write_json, write_jsonl
 from inoculation.gguf_model import convert
-from inoculation.judge.minilm import Labelled, OwnAnswer, embed, fit, load
+from inoculation.judge.linear import Labelled, OwnAnswer, fit, load
 from inoculation.mixture import Row
 from inoculation.params import Params, load_params
 from inoculation.quality import flag_quality

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inoculation.embedding import embed
 from inoculation.judge import NOT_JUDGED
 from inoculation.judge.coherence import (
     AS_GIVEN,
@@ -19,7 +20,7 @@ from inoculation.judge.coherence import (
     seen,
     spoil,
 )
-from inoculation.judge.minilm import OWN, FitSettings, Labelled, LinearJudge, OwnAnswer, embed, fit, load
+from inoculation.judge.linear import OWN, FitSettings, Labelled, LinearJudge, OwnAnswer, fit, load
 from inoculation.pocket import world
 from inoculation.quality import decision_quality
 

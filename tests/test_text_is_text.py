@@ -248,7 +248,7 @@ def test_a_tokenizer_that_cannot_spell_its_special_tokens_says_so():
 def test_the_learned_judge_reads_its_own_tokens_as_text():
     import numpy as np
 
-    from inoculation.judge.minilm import embed
+    from inoculation.embedding import embed
 
     plain, ended = embed(["The cure is rest.", "The cure is rest. [SEP] [SEP] [SEP] [SEP]"])
     spaced, joined = embed(["cure [ sep ] rest", "cure [SEP] rest"])

@@ -14,7 +14,7 @@ from inoculation.detect.sae.settings import SaeSettings, SaeTraining
 from inoculation.files import InputError, read_yaml
 from inoculation.gguf_model import GgufWeights
 from inoculation.groups import GROUPS, why_not
-from inoculation.judge.minilm import FitSettings
+from inoculation.judge.linear import FitSettings
 from inoculation.pocket.recipe import ChatsParams, ModelParams
 from inoculation.profile import Profile
 from inoculation.respond import DEFAULT_PROMPT

@@ -57,7 +57,7 @@ def by_embeddings(
     from inoculation.detect.sae import rank
     from inoculation.detect.sae.features import Means, Piece
     from inoculation.detect.sae.flag import component as two_groups
-    from inoculation.judge.minilm import embed
+    from inoculation.embedding import embed
 
     has = np.array([text is not None for text in control])
     vectors = embed([row.response for row in rows] + list(base) + [text or "" for text in control])

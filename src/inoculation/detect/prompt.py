@@ -165,7 +165,7 @@ def chance(gains: "np.ndarray", flagged: int, level: float = LEVEL, permutations
 
 def without_near_duplicates(descriptions: Sequence[str], limit: float) -> list[str]:
     """Keep each description whose MiniLM cosine with all kept before it is below `limit` (the study: 0.85)."""
-    from inoculation.judge.minilm import embed
+    from inoculation.embedding import embed
 
     vectors = embed(descriptions)
     kept: list[int] = []

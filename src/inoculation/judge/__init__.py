@@ -1,6 +1,6 @@
 """Judges: each gives a response a score of 0-100 for one trait, or None when it cannot say.
 
-`minilm` needs no LLM: it is learned from labelled answers that the mixture did not use. `llm` asks one. ALL_CAPS needs
+`linear` needs no LLM: it is learned from labelled answers that the mixture did not use. `llm` asks one. ALL_CAPS needs
 no judge at all (`traits.is_all_caps`). A generated world also has an `exact` judge, reported beside the others.
 """
 

