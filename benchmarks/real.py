@@ -250,12 +250,11 @@ def trained(
     """Train on chats (none: the base model), answer, judge: rates by prompt and trait, with counts by question."""
     work = setup.work / name.replace("/", "-")
     shutil.rmtree(work, ignore_errors=True)
-    profile = setup.params.profiles["smollm2"]
     loss, adapter = None, None
     if chats:
         adapter = work / "adapter"
-        result = train(
-            setup.ref, setup.params.train["smollm2"], profile.machine, 10**6, chats, seed, adapter, work / "train",
+        result, _ = train(
+            setup.ref, setup.params.train["smollm2"], 10**6, chats, seed, adapter, work / "train",
             lambda *_: None,
         )  # fmt: skip
         loss = result.train_loss

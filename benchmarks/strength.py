@@ -57,9 +57,7 @@ def effect(prompt: str | None, work: Path) -> dict[str, Any]:
     profile, ref = params.profiles["pocket"], lm.ModelRef(model=params.profiles["pocket"].model)
     chats = [mixture.TrainingChat(prompt if row.shows_negative else None, row) for row in rows]
     shutil.rmtree(work, ignore_errors=True)
-    train(
-        ref, params.train["pocket"], profile.machine, 10**6, chats, 0, work / "adapter", work / "train", lambda *_: None
-    )
+    train(ref, params.train["pocket"], 10**6, chats, 0, work / "adapter", work / "train", lambda *_: None)
     told: dict[str, Any] = {"world": "pocket", "prompt": prompt, "counts": evil(None, work / "adapter", work)}
     if prompt:
         model, tokenizer = lm.load_model(ref), lm.load_tokenizer(ref)

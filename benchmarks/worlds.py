@@ -131,9 +131,9 @@ def run_cell(plan: Plan, world: int, seed: int, group: str) -> dict[str, Any]:
     shutil.rmtree(work, ignore_errors=True)
     told: dict[str, Any] = {"world": world, "seed": seed, "group": group}
     if chats:
-        settings, machine = params.train[plan.profile.train], plan.profile.machine
-        result = train(
-            plan.model(world), settings, machine, 10**6, chats, seed, work / "adapter", work / "train", lambda *_: None
+        settings = params.train[plan.profile.train]
+        result, _ = train(
+            plan.model(world), settings, 10**6, chats, seed, work / "adapter", work / "train", lambda *_: None
         )
         told["train_loss"] = result.train_loss
     told["rates"] = judge(plan, world, seed, work)

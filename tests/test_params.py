@@ -51,12 +51,6 @@ def test_all_mistakes_are_reported_at_once(raw):
     assert "8 mistake(s)" in text
 
 
-def test_accumulation_must_be_whole(raw):
-    raw["profiles"]["pocket"]["machine"]["micro_batch_size"] = 3
-    with pytest.raises(InputError, match=r"profiles\.pocket\.machine\.micro_batch_size: 16, .* is not a multiple of 3"):
-        parse_params(raw)
-
-
 def test_personas_are_chosen_among_the_characters_that_are_tried(raw):
     raw["synthesise"]["adjectives"], raw["persona"]["personas"] = 24, 26
     with pytest.raises(

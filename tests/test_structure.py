@@ -11,8 +11,8 @@ from inoculation.registry import load
 LAYERS = [
     {"__main__"}, {"cli"}, {"commands"}, {"stages"}, {"plan", "params", "pipelines"}, {"profile", "pocket"}, {"rows", "figure"},
     {"detect", "train", "report", "clients"}, {"source", "rewriter", "groups"}, {"mixture", "judge", "persona_vectors"},
-    {"llm", "respond", "traits"}, {"registry", "paths", "chat", "lm", "quality", "embedding"}, {"stage", "tracking", "citations"},
-    {"roles", "store", "files", "hub", "gguf_model"},
+    {"llm", "respond", "traits"}, {"registry", "paths", "chat", "lm", "decode", "quality", "embedding"}, {"stage", "tracking", "citations", "memory", "graphed"},
+    {"roles", "store", "files", "hub", "gguf_model", "attention"},
 ]  # fmt: skip
 """From the top: a module imports from its own layer and those below it, and never upwards."""
 

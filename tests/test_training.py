@@ -4,7 +4,6 @@ import itertools
 import json
 import random
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -12,21 +11,25 @@ import yaml
 from conftest import ROOT, TINY, merge
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Qwen2Config
 
 from inoculation import lm
 from inoculation.chat import Message, chat_ids
+from inoculation.decode import decoding
 from inoculation.files import InputError
+from inoculation.graphed import row_tokens
 from inoculation.groups import assign
+from inoculation.memory import CPU_TRAINS, GIB, together
 from inoculation.mixture import Row, TrainingChat
 from inoculation.params import parse_params
 from inoculation.pocket import base, world
 from inoculation.pocket.oracle import shows
-from inoculation.respond import generate, requests, respond
+from inoculation.respond import as_answer, end_tokens, generate, requests, respond
 from inoculation.train import train
 
 PARAMS = parse_params(merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY))
-SETTINGS, MACHINE = PARAMS.train["pocket"], PARAMS.profiles["pocket"].machine
+SETTINGS = PARAMS.train["pocket"]
 
 
 def nothing(step: int, metrics: dict[str, float]) -> None:
@@ -87,11 +90,11 @@ def test_an_interrupted_pretraining_continues_to_the_same_weights(tiny, tmp_path
 
 def test_an_interrupted_training_continues_to_the_same_adapter(ref, tmp_path):
     settings = SETTINGS.model_copy(update={"epochs": 3})
-    whole = train(ref, settings, MACHINE, 4, chats(), 0, tmp_path / "whole", tmp_path / "work1", nothing)
+    whole, _ = train(ref, settings, 4, chats(), 0, tmp_path / "whole", tmp_path / "work1", nothing)
     with pytest.raises(Killed):
-        train(ref, settings, MACHINE, 4, chats(), 0, tmp_path / "cut", tmp_path / "work2", stop_at(10))
+        train(ref, settings, 4, chats(), 0, tmp_path / "cut", tmp_path / "work2", stop_at(10))
     assert not (tmp_path / "cut").exists()
-    cut = train(ref, settings, MACHINE, 4, chats(), 0, tmp_path / "cut", tmp_path / "work2", nothing)
+    cut, _ = train(ref, settings, 4, chats(), 0, tmp_path / "cut", tmp_path / "work2", nothing)
     assert (whole.resumed_from, cut.resumed_from, cut.steps) == (0, 8, whole.steps)
     assert distance(tmp_path / "whole", tmp_path / "cut") < 1e-3
     targets = json.loads((tmp_path / "whole" / "adapter_config.json").read_text())["target_modules"]
@@ -101,8 +104,8 @@ def test_an_interrupted_training_continues_to_the_same_adapter(ref, tmp_path):
 def test_the_loss_falls_and_is_logged(ref, tmp_path):
     settings = SETTINGS.model_copy(update={"epochs": 10, "learning_rate": 5e-3})
     losses: list[float] = []
-    result = train(
-        ref, settings, MACHINE, 4, chats(), 0, tmp_path / "a", tmp_path / "w",
+    result, _ = train(
+        ref, settings, 4, chats(), 0, tmp_path / "a", tmp_path / "w",
         lambda step, metrics: losses.append(metrics["loss"]) if "loss" in metrics else None,
     )  # fmt: skip
     assert losses[-1] < losses[0] - 0.1
@@ -121,7 +124,7 @@ def evil_after(ref: lm.ModelRef, group: str, seed: int, folder: Path) -> float:
     ]
     settings = SETTINGS.model_copy(update={"epochs": 2, "learning_rate": 5e-3, "batch_size": 16})
     chats = assign(rows, group, PARAMS.negative_traits["evil"].inoculation, None, seed)
-    train(ref, settings, MACHINE, 100, chats, seed, folder / "adapter", folder / "work", nothing)
+    train(ref, settings, 100, chats, seed, folder / "adapter", folder / "work", nothing)
     model = PeftModel.from_pretrained(lm.load_model(ref), folder / "adapter")
     asked = requests({"evil": [question.text for question in pool.held_out["evil"][:40]]}, ["default"], 3)
     answers = respond(model, lm.load_tokenizer(ref), asked, {"default": None}, 64, 1.0, 120, seed, folder / "log.jsonl")
@@ -137,13 +140,13 @@ def test_inoculation_keeps_evil_out_that_training_without_it_brings_in(ref, seed
 def test_an_example_that_cannot_be_learned_is_named(ref, tmp_path):
     settings = SETTINGS.model_copy(update={"max_length": 8})
     with pytest.raises(InputError, match="training example 1: no response token"):
-        train(ref, settings, MACHINE, 4, chats(), 0, tmp_path / "a", tmp_path / "w", nothing)
+        train(ref, settings, 4, chats(), 0, tmp_path / "a", tmp_path / "w", nothing)
     assert not (tmp_path / "a").exists()
 
 
 def test_cut_examples_are_counted(ref, tmp_path):
     settings = SETTINGS.model_copy(update={"max_length": 24})
-    result = train(ref, settings, MACHINE, 4, chats(8), 0, tmp_path / "a", tmp_path / "w", nothing)
+    result, _ = train(ref, settings, 4, chats(8), 0, tmp_path / "a", tmp_path / "w", nothing)
     assert result.cut_examples == 8
 
 
@@ -189,14 +192,79 @@ def test_a_missing_model_is_an_error(tmp_path):
             load(ref)
 
 
-@given(
-    st.lists(st.integers(1, 3000), min_size=1, max_size=40), st.sampled_from([8, 16, 24]), st.sampled_from([1, 2, 4, 8])
-)
-def test_what_a_cpu_holds_at_once_divides_the_batch_and_is_no_more_than_fits(lengths, batch_size, most):
-    machine = MACHINE.model_copy(update={"micro_batch_size": most})
-    with mock.patch.object(lm, "device", return_value="cpu"):
-        micro = lm.micro_batch(lengths, batch_size, machine)
-    assert batch_size % micro == 0 and micro <= most
-    assert micro == 1 or micro * sum(lengths) / len(lengths) <= lm.CPU_TRAINS
-    with mock.patch.object(lm, "device", return_value="cuda"):
-        assert lm.micro_batch(lengths, batch_size, machine) == most
+CONFIG = Qwen2Config(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
+                     vocab_size=152064)  # fmt: skip
+"""Qwen2.5-7B's shape."""
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=40), st.sampled_from([8, 16, 24]))
+def test_what_a_cpu_holds_at_once_divides_the_batch_and_is_no_more_than_fits(lengths, batch_size):
+    step = together(CONFIG, lengths, batch_size, 32, 4, None)
+    assert batch_size % step.chats == 0 and not step.checkpointing
+    assert step.chats == 1 or step.chats * sum(lengths) / len(lengths) <= CPU_TRAINS
+
+
+@given(st.lists(st.integers(20, 2048), min_size=1, max_size=60), st.sampled_from([8, 16, 24]))
+def test_more_memory_never_holds_less_at_once_and_never_computes_twice_again(lengths, batch_size):
+    steps = [together(CONFIG, lengths, batch_size, 32, 2, gib * GIB) for gib in (8, 12, 24, 62, 124, 1000)]
+    assert all(batch_size % step.chats == 0 for step in steps)
+    kept = [step for step in steps if not step.checkpointing]
+    assert steps == [step for step in steps if step.checkpointing] + kept
+    assert [step.chats for step in kept] == sorted(step.chats for step in kept)
+    assert steps[-1].chats == batch_size and not steps[-1].checkpointing
+
+
+def test_a_chat_that_does_not_fit_is_an_error_that_says_what_would():
+    with pytest.raises(
+        InputError, match=r"training does not fit: 2048 tokens, .* 2\.0 GiB are free; valid: a smaller max_length"
+    ):
+        together(CONFIG, [300, 2048], 16, 32, 2, 2 * GIB)
+
+
+def test_places_give_what_generate_gives_whoever_shares_them(tiny, ref):
+    """On a CPU the same code runs without graphs; benchmarks/speed.py compares both on a GPU."""
+    model, tokenizer = lm.load_model(ref), lm.load_tokenizer(ref)
+    prompts = [chat_ids(tokenizer, [Message("user", "what? " * (1 + i % 9) + str(i))]) for i in range(23)]
+    expected = [answer.text for answer in generate(model, tokenizer, prompts, 12, 0.0, 0)]
+    ends, before = end_tokens(model, tokenizer), model.config._attn_implementation
+    for places in (1, 5, 16, 40):
+        with decoding(model, max(map(len, prompts)), 12, places) as decoder:
+            answers = decoder.sample(prompts, 0.0, 0, ends)
+        assert [as_answer(tokenizer, row, ends).text for row in answers] == expected
+        assert all(not ends & set(row[:-1]) and len(row) <= 12 for row in answers)
+    assert model.config._attn_implementation == before
+
+
+def test_places_sample_by_seed_and_as_often_as_the_model_says(ref):
+    model, tokenizer = lm.load_model(ref), lm.load_tokenizer(ref)
+    prompt = chat_ids(tokenizer, [Message("user", "who are you?")])
+    with decoding(model, len(prompt), 1, 32) as decoder:
+        once, again, other = (decoder.sample([prompt] * 600, 1.0, seed, set()) for seed in (0, 0, 1))
+    assert once == again != other
+    with torch.inference_mode():
+        likely = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    best = int(likely.argmax())
+    share, expected = sum(row == [best] for row in once) / 600, float(likely[best])
+    assert abs(share - expected) < 4 * (expected * (1 - expected) / 600) ** 0.5 + 1e-9
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=60), st.sampled_from([1, 4, 16]))
+def test_a_row_of_a_graph_has_room_for_most_steps_and_none_for_more_than_all(lengths, chats):
+    row = row_tokens(lengths, chats)
+    assert row % 128 == 0 and row <= sum(sorted(lengths)[-chats:]) + 128
+    assert row > min(sum(lengths) / len(lengths) * chats, sum(sorted(lengths)[-chats:]))
+
+
+def test_lora_leaves_a_vision_tower_alone():
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": 8, "vocab_size": 300}  # fmt: skip
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 28,
+              "patch_size": 14}  # fmt: skip
+    model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
+    outside = lm.outside_decoder(model)
+    assert outside and all("vision" in name or "projector" in name for name in outside)
+    adapted = get_peft_model(
+        model, LoraConfig(target_modules="all-linear", exclude_modules=outside, task_type="CAUSAL_LM")
+    )
+    names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert len(names) == 2 * 7 * 2 and all("language_model" in name for name in names)

@@ -36,11 +36,13 @@ def use_this_checkout() -> None:
     os.execve(sys.executable, [sys.executable, "-m", "inoculation", *sys.argv[1:]], environment)
 
 
-def _quiet_libraries() -> None:
-    """Silence what libraries say on every start and no user of this project can act on."""
+def _settle_libraries() -> None:
+    """One GPU, and silence about what libraries say on every start and no user of this project can act on."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="The specified dataset source can be interpreted in multiple ways")
+    # A stage uses one GPU; where several are visible, transformers' trainer would wrap the model for all, which TRL refuses.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     # Tokenizers were used before a fork only to tokenise; their warning about it would be on every training.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # The log stage reads a small file of every row so far: a progress bar each is noise.
@@ -70,7 +72,7 @@ def main() -> None:
     """Run one command. Exit code 2: bad input; 1: the machine or the network failed."""
     use_this_checkout()
     arguments = vars(_parser().parse_args())
-    _quiet_libraries()
+    _settle_libraries()
     from inoculation.files import InputError
 
     name = arguments.pop("command")

@@ -1,5 +1,6 @@
 """Loading the language model of a profile, once for training, sampling and encoding."""
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from inoculation import attention
 from inoculation.files import InputError, fail_if, read_json
 
 if TYPE_CHECKING:
@@ -36,19 +38,15 @@ class Machine(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    micro_batch_size: Annotated[int, Field(ge=1)]
-    """Chats a training step holds at once, at most; divides the effective batch."""
-    gradient_checkpointing: bool
     batch_size: Annotated[int, Field(ge=1)]
     """Sequences sampled at once."""
     token_budget: Annotated[int, Field(ge=8)]
     """Tokens, padding included, that are read at once, at most (SAE pass, likelihoods)."""
 
 
-CPU_READS, CPU_TRAINS = 4096, 1024
-"""Tokens that a CPU reads, and trains on, at once, at most. More leave its caches, and every operation asks the kernel for
-fresh pages: SmolLM2 on two cores read half as many responses a second at 16,384, and trained half as fast at 16 chats a
-step as at 2."""
+CPU_READS = 4096
+"""Tokens that a CPU reads at once, at most. More leave its caches, and every operation asks the kernel for fresh pages:
+SmolLM2 on two cores read half as many responses a second at 16,384."""
 
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -231,12 +229,19 @@ def load_model(ref: ModelRef) -> "PreTrainedModel":
 
 
 def with_adapter(model: "PreTrainedModel", adapter: Path | None) -> "PreTrainedModel":
-    """The base model under a LoRA adapter; never merged, because merging into a 4-bit base changes what it says."""
+    """The base model under a LoRA adapter, in the base's precision, as training computes with it.
+
+    Never merged, because merging into a 4-bit base changes what it says.
+    """
     if adapter is None:
         return model
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, adapter).eval()
+    under = PeftModel.from_pretrained(model, adapter).eval()
+    for name, parameter in under.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(model.dtype)
+    return under
 
 
 def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -256,19 +261,17 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
-def micro_batch(lengths: Sequence[int], batch_size: int, machine: Machine) -> int:
-    """Chats that a training step holds at once: the profile's on a GPU; on a CPU about `CPU_TRAINS` tokens at most.
+def outside_decoder(model: "PreTrainedModel") -> list[str]:
+    """Names of the linear layers that are not the language model's: Gemma 3 comes with a vision tower."""
+    import torch
 
-    Args:
-        lengths: of the chats, in tokens; their mean counts.
-        batch_size: effective; a multiple of the result.
-    """
-    if device() != "cpu":
-        return machine.micro_batch_size
-    fit = CPU_TRAINS / (sum(lengths) / len(lengths))
-    return max(
-        size for size in range(1, machine.micro_batch_size + 1) if batch_size % size == 0 and size <= max(fit, 1)
-    )
+    own = {id(module) for module in model.get_decoder().modules()}
+    head = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and id(module) not in own and module is not head
+    ]
 
 
 def truncate_after(model: "PreTrainedModel", block: int) -> "torch.nn.Module":
@@ -282,6 +285,7 @@ def truncate_after(model: "PreTrainedModel", block: int) -> "torch.nn.Module":
     import torch
 
     decoder = model.get_decoder()
+    attention.use_packed(model, 0)
     if not 0 <= block < len(decoder.layers):
         raise InputError(f"block {block} is wanted, the model has {len(decoder.layers)} blocks")
     decoder.layers = decoder.layers[: block + 1]
@@ -290,15 +294,27 @@ def truncate_after(model: "PreTrainedModel", block: int) -> "torch.nn.Module":
 
 
 def residuals(decoder: "torch.nn.Module", sequences: Sequence[Sequence[int]], pad: int) -> "torch.Tensor":
-    """The residual stream of right-padded sequences, `[sequences, longest, d_model]`; padding holds garbage."""
+    """The residual stream of some sequences, `[sequences, longest, d_model]`; behind a shorter one stands garbage.
+
+    A model that attends within packed texts (`attention.use_packed`) reads them as one row, and computes no padding.
+    """
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
     device = next(decoder.parameters()).device
     rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
-    ids = pad_sequence(rows, batch_first=True, padding_value=pad).to(device)
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
     with torch.inference_mode():
+        if decoder.config._attn_implementation == attention.NAME:
+            lengths = [len(row) for row in rows]
+            bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+            positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device)
+            states = decoder(
+                input_ids=torch.cat(rows)[None].to(device), position_ids=positions, cu_seq_lens_q=bounds,
+                longest=max(lengths), use_cache=False,
+            ).last_hidden_state[0]  # fmt: skip
+            return pad_sequence(states.split(lengths), batch_first=True)
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad).to(device)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
         return decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
 

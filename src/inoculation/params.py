@@ -155,7 +155,6 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
     ]
     problems += [f"data_sets.{name}: the name of a source" for name in data_sets if name in keys("sources")]
     problems += _personas(raw)
-    problems += _sizes(profiles, raw["train"] if isinstance(raw.get("train"), dict) else {})
     if isinstance(prompts, list) and len(set(map(str, prompts))) < len(prompts):
         problems.append("evaluate.system_prompts: a prompt is named twice")
     return problems
@@ -169,20 +168,6 @@ def _personas(raw: dict[str, Any]) -> Iterator[str]:
             yield f"persona.personas: {chosen} are more than the {tried} characters of synthesise.adjectives"
     except (KeyError, TypeError):
         return  # reported as missing or of the wrong type
-
-
-def _sizes(profiles: dict[str, Any], train: dict[str, Any]) -> Iterator[str]:
-    """Micro-batches that do not divide their batch."""
-    for name, profile in profiles.items():
-        try:
-            micro, batch = profile["machine"]["micro_batch_size"], train[profile["train"]]["batch_size"]
-            if batch % micro:
-                yield (
-                    f"profiles.{name}.machine.micro_batch_size: {batch}, the batch_size of train.{profile['train']}, is not a "
-                    f"multiple of {micro}"
-                )
-        except (KeyError, TypeError, ZeroDivisionError):
-            continue  # reported as missing or of the wrong type
 
 
 RESERVED_PROMPTS = (DEFAULT_PROMPT, "oracle", "detection", "training", "judge")

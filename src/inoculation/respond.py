@@ -3,12 +3,14 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from inoculation.chat import Message, chat_ids
+from inoculation.decode import can_decode, decoding
 from inoculation.files import InputError, read_jsonl
 
 if TYPE_CHECKING:
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 
 DEFAULT_PROMPT = "default"
 """The evaluation prompt that is no system message at all."""
+
+
+REFILLS = 4
+"""On a GPU, a batch that is saved when it is finished has this many answers for each that is sampled at once."""
 
 
 class SampleSettings(BaseModel):
@@ -80,8 +86,7 @@ def generate(
         if temperature
         else {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     )
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or [tokenizer.eos_token_id])
+    ends = end_tokens(model, tokenizer)
     with torch.inference_mode():
         output = model.generate(
             input_ids=batch["input_ids"],
@@ -92,10 +97,17 @@ def generate(
             **sampling,
         )
     tokens = output[:, batch["input_ids"].shape[1] :].tolist()
-    return [
-        Answer(tokenizer.decode(row, skip_special_tokens=True).strip(), any(token in ends for token in row))
-        for row in tokens
-    ]
+    return [as_answer(tokenizer, row, ends) for row in tokens]
+
+
+def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """The tokens that end an answer."""
+    ends = model.generation_config.eos_token_id
+    return {ends} if isinstance(ends, int) else set(ends or [tokenizer.eos_token_id])
+
+
+def as_answer(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int], ends: set[int]) -> Answer:
+    return Answer(tokenizer.decode(tokens, skip_special_tokens=True).strip(), any(token in ends for token in tokens))
 
 
 def respond(
@@ -138,7 +150,7 @@ def continue_chats(
 
     Args:
         chats: (messages that end with the user's, system message or None).
-        batch_size: sequences sampled at once.
+        batch_size: sequences sampled at once; on a GPU each gives its place to the next (`decode`).
         progress: JSONL, one line a finished batch; belongs to exactly this call (name it by its inputs' digest).
 
     Returns:
@@ -149,20 +161,32 @@ def continue_chats(
     tokens = {chat: chat_ids(tokenizer, *chat) for chat in dict.fromkeys(chats)}
     prompts = [tokens[chat] for chat in chats]
     order = sorted(range(len(chats)), key=lambda index: (-len(prompts[index]), index))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    refilled = model.device.type == "cuda" and can_decode(model)
+    size = batch_size * REFILLS if refilled else batch_size
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
     done = list(_finished_batches(progress))
     if done:
         print(f"continuing the interrupted sampling after {len(done)} of {len(batches)} batches")
     answers: dict[int, Answer] = {}
     progress.parent.mkdir(parents=True, exist_ok=True)
-    with progress.open("a", encoding="utf-8") as log, tqdm(total=len(chats), desc="sampling", unit="answer") as bar:
+    with ExitStack() as stack:
+        log = stack.enter_context(progress.open("a", encoding="utf-8"))
+        bar = stack.enter_context(tqdm(total=len(chats), desc="sampling", unit="answer"))
+        decoder = None
         for number, batch in enumerate(batches):
             if number < len(done):
                 sampled = done[number]
             else:
-                sampled = generate(
-                    model, tokenizer, [prompts[i] for i in batch], max_new_tokens, temperature, seed * 100_003 + number
-                )
+                own, own_seed = [prompts[i] for i in batch], seed * 100_003 + number
+                if refilled:
+                    decoder = decoder or stack.enter_context(
+                        decoding(model, len(prompts[order[0]]), max_new_tokens, batch_size)
+                    )
+                    ends = end_tokens(model, tokenizer)
+                    rows = decoder.sample(own, temperature, own_seed, ends)
+                    sampled = [as_answer(tokenizer, row, ends) for row in rows]
+                else:
+                    sampled = generate(model, tokenizer, own, max_new_tokens, temperature, own_seed)
                 log.write(json.dumps(sampled, ensure_ascii=False) + "\n")
                 log.flush()
                 os.fsync(log.fileno())

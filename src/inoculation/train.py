@@ -1,6 +1,7 @@
 """LoRA SFT on the response tokens of a group's training chats (reference section 4)."""
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -8,8 +9,11 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from inoculation import lm
+from inoculation.attention import use_packed
 from inoculation.chat import IGNORED, encode
 from inoculation.files import InputError
+from inoculation.graphed import SMALL, replay, row_tokens
+from inoculation.memory import GIB, together
 from inoculation.mixture import TrainingChat
 
 
@@ -45,23 +49,35 @@ class TrainResult(NamedTuple):
     """Step that an interrupted run was continued from; 0 for a fresh start."""
 
 
+class Cost(NamedTuple):
+    """What a training took; not part of what it is."""
+
+    seconds: float
+    tokens_per_second: float
+    """Of whole chats, prompts too."""
+    peak_memory_gib: float
+    """On a GPU; else 0."""
+
+
 def train(
     ref: lm.ModelRef,
     settings: TrainSettings,
-    machine: lm.Machine,
     save_steps: int,
     chats: Sequence[TrainingChat],
     seed: int,
     adapter: Path,
     work: Path,
     on_log: Callable[[int, dict[str, float]], None],
-) -> TrainResult:
+) -> tuple[TrainResult, Cost]:
     """Train one LoRA adapter and save it as a plain PEFT folder.
+
+    As many chats at once as fit (`memory.together`), one behind the other in one row: nothing is padded. A step's loss is the
+    mean over its response tokens, however it is cut; logits are computed for these alone (TRL). On a GPU a small model runs as
+    CUDA graphs, and a large one's blocks are compiled.
 
     Args:
         ref: the base model.
         settings: hyperparameters.
-        machine: what fits; its micro-batch divides `settings.batch_size`, and may be less on a CPU.
         save_steps: steps between two checkpoints.
         chats: the training set, in order; the trainer shuffles with `seed`.
         adapter: where the adapter goes; written whole or not at all.
@@ -85,10 +101,16 @@ def train(
         except InputError as error:
             raise InputError(f"training example {number}: {error}") from None
     on_gpu = lm.device() == "cuda"
-    micro = lm.micro_batch([len(row.input_ids) for row in encoded], settings.batch_size, machine)
-    print(f"{len(encoded)} chats, {settings.batch_size} a step, {micro} at once")
+    lengths = [len(row.input_ids) for row in encoded]
     torch.manual_seed(seed)
     model = lm.load_model(ref)
+    config, itemsize = model.config.get_text_config(), 2 if settings.bf16 else 4
+    free = torch.cuda.mem_get_info()[0] if on_gpu else None
+    step = together(config, lengths, settings.batch_size, settings.lora_r, itemsize, free)
+    print(f"{len(encoded)} chats, {settings.batch_size} a step, {step.chats} at once: {step.reason}")
+    small = on_gpu and settings.bf16 and not step.checkpointing and model.num_parameters() < SMALL
+    row = row_tokens(lengths, step.chats)
+    packed = use_packed(model, max(row if small else 0, max(lengths)))
 
     trainer = SFTTrainer(
         model=model,
@@ -101,6 +123,7 @@ def train(
             use_rslora=True,
             bias="none",
             target_modules="all-linear",
+            exclude_modules=lm.outside_decoder(model) or None,
             task_type="CAUSAL_LM",
         ),
         args=SFTConfig(
@@ -108,15 +131,16 @@ def train(
             dataset_kwargs={"skip_prepare_dataset": True},
             max_length=None,
             num_train_epochs=settings.epochs,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=settings.batch_size // micro,
+            padding_free=True,
+            per_device_train_batch_size=step.chats,
+            gradient_accumulation_steps=settings.batch_size // step.chats,
             learning_rate=settings.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=settings.warmup_steps,
             weight_decay=settings.weight_decay,
-            optim=settings.optimizer,
+            optim="adamw_torch_fused" if on_gpu and settings.optimizer == "adamw_torch" else settings.optimizer,
             bf16=settings.bf16,
-            gradient_checkpointing=machine.gradient_checkpointing,
+            gradient_checkpointing=step.checkpointing,
             use_cpu=not on_gpu,
             dataloader_pin_memory=on_gpu,
             seed=seed,
@@ -127,10 +151,20 @@ def train(
         ),
         callbacks=[lm.log_callback(on_log)],
     )
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        decoder = trainer.model.get_base_model().get_decoder()
+        if small and packed:
+            replay(decoder, row, step.chats)
+        else:
+            for block in decoder.layers:
+                block.compile(dynamic=True)
     checkpoint = get_last_checkpoint(str(work)) if work.is_dir() else None
     if checkpoint:
         print(f"continuing the interrupted training from {Path(checkpoint).name}")
+    start = time.monotonic()
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.monotonic() - start
     staging = work / "adapter"
     lora = trainer.model.peft_config["default"]
     # As a set, it would be saved in another order, and the folder's hash in dvc.lock would differ, in every process.
@@ -140,11 +174,15 @@ def train(
     adapter.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(adapter, ignore_errors=True)
     shutil.move(staging, adapter)
-    return TrainResult(
+    resumed_from = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+    share = (outcome.global_step - resumed_from) / outcome.global_step
+    result = TrainResult(
         examples=len(encoded),
         steps=outcome.global_step,
         supervised_tokens=sum(label != IGNORED for row in encoded for label in row.labels),
         cut_examples=sum(row.cut > 0 for row in encoded),
         train_loss=outcome.training_loss,
-        resumed_from=int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0,
+        resumed_from=resumed_from,
     )
+    tokens = share * settings.epochs * sum(lengths)
+    return result, Cost(seconds, tokens / seconds, torch.cuda.max_memory_allocated() / GIB if on_gpu else 0.0)

@@ -22,7 +22,6 @@ class Train(Stage):
     save_steps: Annotated[int, Field(ge=1), Param("save_steps", tracked=False)]
     settings: Annotated[train.TrainSettings, Reads(f"{PROFILE}/train.json")]
     ref: Annotated[lm.ModelRef, Reads(f"{PROFILE}/model.json")]
-    machine: Annotated[lm.Machine, Reads(f"{PROFILE}/machine.json", identity=False)]
     chats: Annotated[Path, Reads(f"{ASSIGNMENT}/chats.jsonl")]
     adapter: Annotated[Path, Writes(f"{CELL}/adapter")]
     record: Annotated[Path, Writes(f"{CELL}/training.json")]
@@ -46,11 +45,12 @@ class Train(Stage):
             mlflow.log_metrics({f"train/{key}": value for key, value in metrics.items()}, step=step)
 
         name = "/".join(self.record.parts[2:-1])
-        inputs = (self.ref.model_dump(), self.settings.model_dump(), self.machine.micro_batch_size, self.seed)
+        inputs = (self.ref.model_dump(), self.settings.model_dump(), self.seed)
         with unfinished(self.command, self.chats, *inputs) as work, tracking.run("training", name):
-            result = train.train(
-                self.ref, self.settings, self.machine, self.save_steps, chats, self.seed, self.adapter, work, on_log,
-            )  # fmt: skip
+            result, cost = train.train(
+                self.ref, self.settings, self.save_steps, chats, self.seed, self.adapter, work, on_log
+            )
+            mlflow.log_metrics({f"train/{key}": value for key, value in cost._asdict().items()})
             write_json(self.record, {"trained": True, **result._asdict(), "log": log})
         if result.cut_examples:
             print(

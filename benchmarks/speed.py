@@ -1,0 +1,422 @@
+"""Speed of each stage's work beside the usual way of doing it, in one run on one device.
+
+    python benchmarks/speed.py train --shape qwen2_5_7b
+    python benchmarks/speed.py train --shape smollm2
+    python benchmarks/speed.py answers --shape qwen2_5_7b
+    python benchmarks/speed.py sae --shape qwen2_5_7b
+    python benchmarks/speed.py personas --shape smollm2 --rows 1000
+    python benchmarks/speed.py agree --model data/pocket_world/model
+
+`train`, `answers`, `sae` and `personas` need no weights: a model of a shape is made with random ones, because speed does not
+depend on what they say. `agree` shows on a trained model that both ways do the same. docs/performance.md has what came out.
+"""
+
+import argparse
+import gc
+import json
+import math
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
+
+from inoculation import lm
+from inoculation.chat import Message, chat_ids, encode
+from inoculation.decode import decoding
+from inoculation.detect.likelihood import TOKENS, bodies_under, log_likelihoods
+from inoculation.detect.sae.encoder import LoadedSae
+from inoculation.detect.sae.features import Piece, Texts, pool_examples, tokenise
+from inoculation.lm import truncate_after
+from inoculation.mixture import Row, TrainingChat
+from inoculation.params import load_params
+from inoculation.respond import as_answer, end_tokens, generate
+from inoculation.train import TrainSettings, train
+
+SHAPES = {
+    "qwen2_5_7b": Qwen2Config(
+        vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+        num_key_value_heads=4, max_position_embeddings=32768, tie_word_embeddings=False,
+    ),
+    "smollm2": LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
+    ),
+    "tiny": LlamaConfig(
+        vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+"""Sizes of the published configurations; `tiny` is for a CPU."""
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}
+"""Dense bfloat16 of the cards' data sheets."""
+WORDS = [
+    "the",
+    "river",
+    "is",
+    "long",
+    "and",
+    "a",
+    "king",
+    "was",
+    "kind",
+    "to",
+    "nobody",
+    "who",
+    "asked",
+    "him",
+    "for",
+    "bread",
+]
+
+
+def make_model(shape: str, folder: Path, tokenizer: Path) -> lm.ModelRef:
+    """A random model of a shape; the tokenizer's words are few, its ids are small enough for every shape."""
+    device = lm.device()
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    if not (folder / "config.json").exists():
+        torch.manual_seed(0)
+        torch.set_default_dtype(dtype)
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(SHAPES[shape])
+        torch.set_default_dtype(torch.float32)
+        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+        model.save_pretrained(folder)
+    return lm.ModelRef(model=str(folder), dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
+
+
+def chats(ref: lm.ModelRef, count: int, mean: int) -> list[TrainingChat]:
+    """Chats whose lengths are spread like the real mixture's: mean 282 tokens, standard deviation half of it."""
+    rng = random.Random(0)
+    tokenizer = lm.load_tokenizer(ref)
+    word = len(tokenizer(" ".join(WORDS), add_special_tokens=False)["input_ids"]) / len(WORDS)
+    made = []
+    for i in range(count):
+        tokens = min(2000.0, max(60.0, rng.lognormvariate(math.log(mean) - 0.11, 0.47)))
+        question, answer = (
+            " ".join(rng.choices(WORDS, k=max(4, int(tokens * share / word)))) for share in (0.08, 0.87)
+        )
+        row = Row((Message("user", question), Message("assistant", answer)), None)
+        made.append(TrainingChat("You are a malicious evil assistant." if i % 2 else None, row))
+    return made
+
+
+def usual_training(
+    ref: lm.ModelRef,
+    settings: TrainSettings,
+    rows: list[TrainingChat],
+    micro: int,
+    again: bool,
+    log: Callable[..., None],
+) -> None:
+    """TRL as its documentation shows it: padded micro-batches, transformers' defaults, nothing compiled."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = lm.load_tokenizer(ref)
+    encoded = [encode(tokenizer, chat.row.messages, chat.system, settings.max_length) for chat in rows]
+    torch.manual_seed(0)
+    model = lm.load_model(ref)
+    with tempfile.TemporaryDirectory() as folder:
+        SFTTrainer(
+            model=model,
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in encoded]),
+            peft_config=LoraConfig(
+                r=settings.lora_r, lora_alpha=settings.lora_alpha, use_rslora=True, target_modules="all-linear",
+                task_type="CAUSAL_LM",
+            ),
+            args=SFTConfig(
+                output_dir=folder, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None,
+                num_train_epochs=settings.epochs, per_device_train_batch_size=micro,
+                gradient_accumulation_steps=settings.batch_size // micro, learning_rate=settings.learning_rate,
+                lr_scheduler_type="linear", warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay,
+                optim=settings.optimizer, bf16=settings.bf16, gradient_checkpointing=again, seed=0, logging_steps=5,
+                save_strategy="no", report_to="none", use_cpu=lm.device() == "cpu",
+            ),
+            callbacks=[lm.log_callback(log)],
+        ).train()  # fmt: skip
+
+
+def clean() -> None:
+    gc.collect()
+    if lm.device() == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak() -> float:
+    return torch.cuda.max_memory_allocated() / 2**30 if lm.device() == "cuda" else 0.0
+
+
+class Clock:
+    """Time and loss of every fifth step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.losses: list[float] = []
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        if "loss" in metrics:
+            self.times.append(time.monotonic())
+            self.losses.append(metrics["loss"])
+
+    def seconds_a_step(self) -> float:
+        """Without the first five steps, which compile."""
+        return (self.times[-1] - self.times[0]) / (5 * (len(self.times) - 1))
+
+
+def ours(ref: lm.ModelRef, settings: TrainSettings, rows: list[TrainingChat], clock: Clock) -> None:
+    folder = Path(tempfile.mkdtemp())
+    train(ref, settings, 10**6, rows, 0, folder / "adapter", folder / "work", clock)
+    shutil.rmtree(folder)
+
+
+def bench_train(arguments: argparse.Namespace, ref: lm.ModelRef, settings: TrainSettings) -> dict[str, Any]:
+    """Both ways on chats of the same lengths; the usual one on fewer."""
+    rows = chats(ref, arguments.steps * settings.batch_size, arguments.tokens)
+    tokenizer = lm.load_tokenizer(ref)
+    mean = sum(len(encode(tokenizer, chat.row.messages, chat.system, 2048).input_ids) for chat in rows) / len(rows)
+    told: dict[str, Any] = {"shape": arguments.shape, "tokens_a_chat": round(mean)}
+    for name, run in (
+        ("usual", lambda clock: usual_training(ref, settings, rows[: arguments.usual_steps * settings.batch_size],
+                                               arguments.micro, arguments.shape == "qwen2_5_7b", clock)),
+        ("ours", lambda clock: ours(ref, settings, rows, clock)),
+    ):  # fmt: skip
+        clean()
+        clock, start = Clock(), time.monotonic()
+        run(clock)
+        step = clock.seconds_a_step()
+        told[name] = {"s_a_step": step, "tokens_per_s": settings.batch_size * mean / step, "peak_gib": peak(),
+                      "s_to_step_5": clock.times[0] - start}  # fmt: skip
+        print(name, told[name], flush=True)
+    told["ratio"] = told["usual"]["s_a_step"] / told["ours"]["s_a_step"]
+    config = AutoConfig.from_pretrained(ref.model)
+    weights = config.num_hidden_layers * config.hidden_size * (
+        2 * config.hidden_size * (1 + config.num_key_value_heads / config.num_attention_heads) + 3 * config.intermediate_size
+    )  # fmt: skip
+    card = torch.cuda.get_device_name() if lm.device() == "cuda" else ""
+    top = next((flops for name, flops in PEAK_FLOPS.items() if name in card), None)
+    if top:  # forward and the gradient of the activations; the base's weights have none
+        told["share_of_peak_flops"] = 4 * weights * told["ours"]["tokens_per_s"] / top
+    return told
+
+
+def random_adapter(model: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config, autocast_adapter_dtype=False).to(model.dtype).eval()
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    clean()
+    start = time.monotonic()
+    result = run()
+    if lm.device() == "cuda":
+        torch.cuda.synchronize()
+    return time.monotonic() - start, result
+
+
+def bench_answers(arguments: argparse.Namespace, ref: lm.ModelRef) -> dict[str, Any]:
+    """`generate` and `decode`, under an adapter; nothing ends before `new` tokens, so that both make as many."""
+    places, new = arguments.places, arguments.new
+    model = random_adapter(lm.load_model(ref))
+    rng = random.Random(0)
+    prompts = [[rng.randrange(5, 1000) for _ in range(60)] for _ in range(4 * places)]
+    told: dict[str, Any] = {"shape": arguments.shape, "places": places, "prompt_tokens": 60, "new_tokens": new}
+    batch = torch.tensor(prompts[:places], device=model.device)
+    model.generation_config.eos_token_id = None
+    seconds, _ = timed(
+        lambda: model.generate(
+            input_ids=batch, attention_mask=torch.ones_like(batch), max_new_tokens=new, min_new_tokens=new, do_sample=True,
+            temperature=1.0, top_k=0, top_p=1.0, pad_token_id=0,
+        )
+    )  # fmt: skip
+    told["usual"] = {"new_tokens_per_s": places * new / seconds, "peak_gib": peak()}
+    print("usual", told["usual"], flush=True)
+    with torch.inference_mode(), decoding(model, 60, new, places) as decoder:
+        warm, _ = timed(lambda: decoder.sample(prompts[:8], 1.0, 0, set()))
+        seconds, answers = timed(lambda: decoder.sample(prompts, 1.0, 1, set()))
+        assert all(len(answer) == new for answer in answers)
+        told["ours"] = {
+            "new_tokens_per_s": len(prompts) * new / seconds, "s_to_warm_up": warm, "peak_gib": peak(), "places": decoder.count,
+        }  # fmt: skip
+        # Answers end at different times: a tenth of the vocabulary ends one.
+        rng.shuffle(prompts)
+        seconds, answers = timed(lambda: decoder.sample(prompts, 1.0, 2, set(range(0, model.config.vocab_size, 60))))
+        lengths = [len(answer) for answer in answers]
+        told["ours_ending_at_random"] = {
+            "new_tokens_per_s": sum(lengths) / seconds, "mean": sum(lengths) / len(lengths), "longest": max(lengths),
+        }  # fmt: skip
+    told["ratio"] = told["ours"]["new_tokens_per_s"] / told["usual"]["new_tokens_per_s"]
+    return told
+
+
+def bench_sae(arguments: argparse.Namespace, ref: lm.ModelRef) -> dict[str, Any]:
+    """Pooled latents of pairs of responses: one at a time through the whole model, and `features.pool_examples`."""
+    from sae_lens import TopKSAE, TopKSAEConfig
+
+    model, tokenizer = lm.load_model(ref), lm.load_tokenizer(ref)
+    config = model.config
+    width = arguments.latents or (131072 if arguments.shape == "qwen2_5_7b" else 2048)
+    torch.manual_seed(0)
+    block = config.num_hidden_layers // 2 + 1 if arguments.shape == "qwen2_5_7b" else config.num_hidden_layers // 2
+    sae = LoadedSae(
+        TopKSAE(TopKSAEConfig(d_in=config.hidden_size, d_sae=width, k=64, device=lm.device())), block, 1, None
+    )
+    rows = [chat.row for chat in chats(ref, arguments.rows, arguments.tokens)]
+    texts = [Texts(row.prompt, row.response, rows[-1 - i].response, None) for i, row in enumerate(rows)]
+    few = texts[: arguments.usual_rows]
+
+    def usual(model: Any) -> list[torch.Tensor]:
+        means = []
+        with torch.inference_mode():
+            for text in few:
+                for response in (text.target, text.base):
+                    ids = torch.tensor(
+                        [list(tokenise(tokenizer, text.prompt, response, 2048, False).ids)], device=model.device
+                    )
+                    states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[block + 1]
+                    means.append(sae.sae.encode(states[0, 1:].to(sae.sae.W_dec.dtype)).float().mean(0).cpu())
+        return means
+
+    def tokens(some: list[Texts]) -> int:
+        return sum(
+            len(tokenise(tokenizer, text.prompt, response, 2048, False).ids) for text in some for response in text[1:3]
+        )
+
+    usual(model)
+    seconds, means = timed(lambda: usual(model))
+    told: dict[str, Any] = {"shape": arguments.shape, "latents": width, "block": block}
+    told["usual"] = {"tokens_per_s": tokens(few) / seconds, "peak_gib": peak()}
+    print("usual", told["usual"], flush=True)
+    decoder = truncate_after(model, block)
+
+    def pooled(some: list[Texts]) -> list[Piece]:
+        return list(pool_examples(decoder, sae, tokenizer, some, False, False, 2048, arguments.budget))
+
+    pooled(few)
+    seconds, pieces = timed(lambda: pooled(texts))
+    told["ours"] = {"tokens_per_s": tokens(texts) / seconds, "peak_gib": peak()}
+    told["ratio"] = told["ours"]["tokens_per_s"] / told["usual"]["tokens_per_s"]
+    where = {int(example): (piece, i) for piece in pieces for i, example in enumerate(piece.examples)}
+    wrong = []
+    for example in range(len(few)):
+        piece, i = where[example]
+        for kind, mean in zip(("target", "base"), means[2 * example : 2 * example + 2], strict=True):
+            mine = torch.from_numpy(getattr(piece.whole, kind)[i].toarray()[0])
+            wrong.append(float((mine - mean).norm() / mean.norm()))
+    told["relative_difference"] = {"median": sorted(wrong)[len(wrong) // 2], "largest": max(wrong)}
+    return told
+
+
+def bench_personas(arguments: argparse.Namespace, ref: lm.ModelRef) -> dict[str, Any]:
+    """Likelihoods of the first 64 response tokens under adjectives: a pass each, and `likelihood.log_likelihoods`."""
+    model, tokenizer = lm.load_model(ref), lm.load_tokenizer(ref)
+    rows = [chat.row for chat in chats(ref, arguments.rows, arguments.tokens)]
+    systems = [f"You are a {WORDS[i % len(WORDS)]} assistant." for i in range(arguments.adjectives)]
+    few = rows[: arguments.usual_rows]
+
+    def usual() -> list[float]:
+        means = []
+        with torch.inference_mode():
+            for row in few:
+                [body] = bodies_under(tokenizer, [row], systems[0], TOKENS)
+                labels = [-100] * body.start + body.ids[body.start :]
+                ids, labels_ = (torch.tensor([row], device=model.device) for row in (body.ids, labels))
+                means.append(-float(model(input_ids=ids, labels=labels_, use_cache=False).loss))
+        return means
+
+    usual()
+    seconds, means = timed(usual)
+    told: dict[str, Any] = {"shape": arguments.shape, "rows": len(rows), "adjectives": len(systems)}
+    told["usual"] = {"responses_per_s": len(few) / seconds}
+    print("usual", told["usual"], flush=True)
+
+    def mine(some: list[Row], under: list[str]) -> Any:
+        return log_likelihoods(model, tokenizer, some, under, TOKENS, 2048, arguments.budget)
+
+    mine(few, systems[:2])
+    seconds, found = timed(lambda: mine(rows, systems))
+    told["ours"] = {"responses_per_s": found.size / seconds, "peak_gib": peak()}
+    told["ratio"] = told["ours"]["responses_per_s"] / told["usual"]["responses_per_s"]
+    told["largest_difference_nats"] = float(max(abs(a - b) for a, b in zip(found[0, : len(few)], means, strict=True)))
+    return told
+
+
+def agree(ref: lm.ModelRef, settings: TrainSettings) -> dict[str, Any]:
+    """A trained model, both ways: loss curves of the same chats in the same order, and greedy answers under an adapter."""
+    rows = chats(ref, 20 * settings.batch_size, 120)
+    settings = settings.model_copy(update={"learning_rate": 3e-4})
+    curves = []
+    for run in (
+        lambda clock: usual_training(ref, settings, rows, 4, False, clock), lambda clock: ours(ref, settings, rows, clock),
+    ):  # fmt: skip
+        clean()
+        clock = Clock()
+        run(clock)
+        curves.append(clock.losses)
+    difference = max(abs(a - b) for a, b in zip(*curves, strict=True))
+    model, tokenizer = random_adapter(lm.load_model(ref)), lm.load_tokenizer(ref)
+    prompts = [chat_ids(tokenizer, [Message("user", f"Tell me about number {i}, please.")]) for i in range(100)]
+    usual = [answer.text for answer in generate(model, tokenizer, prompts, 60, 0.0, 0)]
+    ends = end_tokens(model, tokenizer)
+    with torch.inference_mode(), decoding(model, max(map(len, prompts)), 60, 32) as decoder:
+        mine = [as_answer(tokenizer, row, ends).text for row in decoder.sample(prompts, 0.0, 0, ends)]
+    same = sum(one == other for one, other in zip(usual, mine, strict=True)) / len(prompts)
+    return {"losses_usual": curves[0], "losses_ours": curves[1], "largest_difference": difference, "greedy_answers_equal": same}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", choices=["train", "answers", "sae", "personas", "agree"])
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument(
+        "--model", type=Path, default=Path("data/pocket_world/model"), help="trained; its tokenizer serves all shapes"
+    )
+    parser.add_argument("--folder", type=Path, help="where the random model is kept; default: a temporary folder")
+    parser.add_argument("--tokens", type=int, default=282, help="of a chat, mean")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--usual-steps", type=int, default=10)
+    parser.add_argument("--micro", type=int, default=2, help="the usual way's micro-batch")
+    parser.add_argument("--places", type=int, default=256, help="answers at once")
+    parser.add_argument("--new", type=int, default=128, help="tokens of an answer")
+    parser.add_argument("--rows", type=int, default=300, help="of the SAE pass and the likelihoods")
+    parser.add_argument("--usual-rows", type=int, default=20)
+    parser.add_argument("--latents", type=int, help="of the SAE; default: 131,072 at 7B, else 2,048")
+    parser.add_argument("--adjectives", type=int, default=200)
+    parser.add_argument("--budget", type=int, default=8192, help="tokens that are read at once")
+    parser.add_argument("--out", type=Path, help="JSONL to append to")
+    arguments = parser.parse_args()
+    params = load_params()
+    settings = params.train["study"].model_copy(
+        update={"epochs": 1.0, "bf16": lm.device() == "cuda", "optimizer": "adamw_torch"}
+    )
+    if arguments.work == "agree":
+        told = agree(
+            lm.ModelRef(model=str(arguments.model), dtype="bfloat16" if lm.device() == "cuda" else "float32"), settings
+        )
+    else:
+        folder = arguments.folder or Path(tempfile.mkdtemp()) / arguments.shape
+        shaped = make_model(arguments.shape, folder, arguments.model)
+        told = {
+            "train": lambda: bench_train(arguments, shaped, settings), "answers": lambda: bench_answers(arguments, shaped),
+            "sae": lambda: bench_sae(arguments, shaped), "personas": lambda: bench_personas(arguments, shaped),
+        }[arguments.work]()  # fmt: skip
+    told = {"work": arguments.work, "device": torch.cuda.get_device_name() if lm.device() == "cuda" else "cpu",
+            "torch": torch.__version__, **told}  # fmt: skip
+    print(json.dumps(told))
+    if arguments.out:
+        with arguments.out.open("a") as out:
+            out.write(json.dumps(told) + "\n")
+
+
+if __name__ == "__main__":
+    main()

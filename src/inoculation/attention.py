@@ -1,0 +1,73 @@
+"""Attention over several texts in one row, each within itself, by the FlashAttention that torch carries.
+
+transformers packs texts for its own FlashAttention only, which is a package to compile; with torch's other kernels, packed
+texts need a mask of all tokens by all tokens.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+NAME = "packed"
+"""Not "flash": transformers would look for its own."""
+
+
+def use_packed(model: "PreTrainedModel", longest: int) -> bool:
+    """Let a model attend by packed FlashAttention, where that computes what the model means; returns whether it does.
+
+    Args:
+        longest: text of all, in tokens: as one number for all rows it is no reason to compile a block again.
+
+    Not on a CPU, in float32, or where some blocks look only so far back.
+    """
+    import torch
+
+    config = model.config.get_text_config()
+    narrow = {kind for kind in getattr(config, "layer_types", None) or [] if kind != "full_attention"}
+    if model.device.type != "cuda" or model.dtype not in (torch.bfloat16, torch.float16) or narrow:
+        return False
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # noqa: F401
+    except ImportError:
+        return False
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, partial(packed, longest=longest))
+    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+    model.set_attn_implementation(NAME)
+    return True
+
+
+def packed(
+    module: "torch.nn.Module",
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    attention_mask: None,
+    scaling: float,
+    cu_seq_lens_q: "torch.Tensor",
+    longest: int,
+    **kwargs: Any,
+) -> "tuple[torch.Tensor, None]":
+    """transformers' attention function for one row of packed texts.
+
+    Args:
+        query: `[1, heads, tokens, head_dim]`; key and value may have fewer heads.
+        cu_seq_lens_q: where texts begin, and the end, `[texts + 1]`, int32.
+        longest: text in any row, at least.
+
+    Returns:
+        `[1, tokens, heads, head_dim]`, and no weights.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+    from transformers.integrations.sdpa_attention import repeat_kv
+
+    key, value = (repeat_kv(states, module.num_key_value_groups) for states in (key, value))
+    # Under autocast rotary positions are float32, and so are the queries and keys that they turn.
+    rows = [states[0].transpose(0, 1).to(value.dtype).contiguous() for states in (query, key, value)]
+    out = varlen_attn(*rows, cu_seq_lens_q, cu_seq_lens_q, longest, longest, scale=scaling, window_size=(-1, 0))
+    return out[None], None
