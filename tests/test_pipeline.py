@@ -21,6 +21,7 @@ from inoculation import plan
 from inoculation.chat import parse_messages
 from inoculation.judge.llm import FALL_BACK_SAMPLES
 from inoculation.registry import load
+from inoculation.stage import Writes
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 MIXTURE = "pocket_chats/all_caps+evil-0.5"
@@ -155,6 +156,23 @@ def test_inoc_sae_finds_flags_and_trains(detected):
     versions = client.search_prompt_versions(registered.name)
     assert [version.template for version in versions] == [prompt]
     assert versions[0].tags["mixture"] == EXPERIMENT and versions[0].tags["features"]
+
+
+def test_the_untouched_model_answers_once_for_every_seed_and_a(copy, capsys, monkeypatch):
+    monkeypatch.chdir(copy.folder)
+    texts = []
+    for seed, positive in ((11, "all_caps"), (12, "source_citing")):
+        copy.set(seed=seed, group="inoc_sae", mixture={"positive": positive})
+        raw = yaml.safe_load(Path("params.yaml").read_text())
+        steps = [step for step in plan.needed(raw) if step.stage.command in ("mixture", "base-responses")]
+        for step in steps:
+            step.stage.load(step.argument, raw).run()
+        assert ("prompts are there" in capsys.readouterr().out) == bool(texts)
+        outs = {step.stage.command: next(step.paths(raw, Writes)) for step in steps}
+        files = outs["mixture"] / "mixture.jsonl", outs["base-responses"]
+        rows, answers = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
+        texts.append({row["messages"][0]["content"]: answer["text"] for row, answer in zip(rows, answers, strict=True)})
+    assert texts[0] == texts[1] and len(texts[0]) == 200
 
 
 def test_annotations_come_from_another_profile(detected, tmp_path):

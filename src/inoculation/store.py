@@ -1,4 +1,4 @@
-"""What outlives a stage, in the main checkout: unfinished work, answers of LLMs, MLflow's store.
+"""What outlives a stage, in the main checkout: unfinished work, answers that cells share, those of LLMs, MLflow's store.
 
 Queued DVC experiments run in a copy of the checkout that is deleted afterwards.
 """
@@ -30,6 +30,16 @@ def llm_cache() -> Path:
 def timings() -> Path:
     """Where each stage that ran on this machine leaves how long it took."""
     return main_checkout() / ".cache" / "timings.jsonl"
+
+
+def kept(stage: str, *inputs: Any) -> Path:
+    """Where a result is kept that cells share though their stages differ, named by everything that it depends on.
+
+    Args:
+        stage: whose result, for a person who looks.
+        inputs: as for `unfinished`, inside of which it is written.
+    """
+    return main_checkout() / ".cache" / "kept" / f"{stage}-{digest(*inputs)}.jsonl"
 
 
 def digest(*parts: Any) -> str:

@@ -6,11 +6,11 @@ from pydantic import Field
 from inoculation import lm, mixture
 from inoculation.detect import blind
 from inoculation.detect.language import language
-from inoculation.files import write_json, write_jsonl
+from inoculation.files import read_jsonl, write_json, write_jsonl
 from inoculation.paths import ANNOTATOR, BASE_RESPONSES, LANGUAGE, ROWS
-from inoculation.respond import SampleSettings, continue_chats
+from inoculation.respond import Answer, SampleSettings, continue_chats
 from inoculation.stage import Param, Reads, Stage, Writes
-from inoculation.store import unfinished
+from inoculation.store import kept, unfinished
 
 
 class BaseResponses(Stage):
@@ -31,24 +31,27 @@ class BaseResponses(Stage):
 
     def run(self) -> None:
         rows = blind(mixture.read_mixture(self.rows))
-        prompts = [row.prompt for row in rows]
+        # The same for every seed, A and contamination: they change which response stands where, and no prompt.
+        prompts = sorted({row.prompt for row in rows})
         model, tokenizer = lm.load_model(self.ref), lm.load_tokenizer(self.ref)
         inputs = (
-            self.ref.model_dump(), [[list(message) for message in prompt] for prompt in prompts], self.seed,
-            self.temperature, self.sampling.max_new_tokens, self.machine.batch_size,
+            self.ref.model_dump(), [[list(message) for message in prompt] for prompt in prompts], self.temperature,
+            self.sampling.max_new_tokens, self.machine.batch_size,
         )  # fmt: skip
+        shared = kept(self.command, *inputs)
         with unfinished(self.command, *inputs) as work:
-            answers = continue_chats(
-                model=model,
-                tokenizer=tokenizer,
-                chats=[(prompt, None) for prompt in prompts],
-                max_new_tokens=self.sampling.max_new_tokens,
-                temperature=self.temperature,
-                batch_size=self.machine.batch_size,
-                seed=self.seed,
-                progress=work / "batches.jsonl",
-            )
-            write_jsonl(self.out, (answer._asdict() for answer in answers))
+            if shared.exists():
+                print(f"the answers to these {len(prompts)} prompts are there ({shared.name})")
+            else:
+                sampled = continue_chats(
+                    model=model, tokenizer=tokenizer, chats=[(prompt, None) for prompt in prompts],
+                    max_new_tokens=self.sampling.max_new_tokens, temperature=self.temperature,
+                    batch_size=self.machine.batch_size, seed=0, progress=work / "batches.jsonl",
+                )  # fmt: skip
+                write_jsonl(shared, (answer._asdict() for answer in sampled))
+            by_prompt = dict(zip(prompts, read_jsonl(shared, lambda row: Answer(**row)), strict=True))
+        answers = [by_prompt[row.prompt] for row in rows]
+        write_jsonl(self.out, (answer._asdict() for answer in answers))
         told = language(
             model,
             tokenizer,
