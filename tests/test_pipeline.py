@@ -19,6 +19,8 @@ from test_llm import LIMITS
 
 from inoculation import plan
 from inoculation.chat import parse_messages
+from inoculation.judge import NOT_JUDGED
+from inoculation.judge.coherence import AS_GIVEN, COHERENCE, SPOILT
 from inoculation.judge.llm import FALL_BACK_SAMPLES
 from inoculation.registry import load
 from inoculation.stage import Writes
@@ -44,6 +46,7 @@ def test_the_default_cell(project):
             assert 0 <= row["low"] <= row["rate"] <= row["high"] <= 1
             assert (row["n"], row["missing"]) == (n, 0)
     assert set(table["oracle"]) == {"default", "control"}
+    assert set(table["judge"].pop(COHERENCE)) - {NOT_JUDGED} == {AS_GIVEN, *SPOILT}
     assert {style for styles in table["judge"].values() for style in styles} == {"plain", "all_caps", "source_citing"}
     assert table["training"]["supervised_tokens"] > 0
 
