@@ -143,6 +143,16 @@ class Project:
         return client.search_runs([found.experiment_id]) if found else []
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First what needs the projects that one worker makes; the other worker begins at the end, with what needs none."""
+
+    def independent(item: pytest.Item) -> int:
+        needed = item.fixturenames  # type: ignore[attr-defined]
+        return 0 if "detected" in needed else 1 if "project" in needed else 2
+
+    items.sort(key=independent)
+
+
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Project:
     """A project that one worker makes and all of them use: tests that change it take a copy."""
     root = factory.getbasetemp()
