@@ -25,10 +25,11 @@ ROUNDED = 64
 
 
 def can_decode(model: "PreTrainedModel") -> bool:
-    """Whether every block looks at all that came before, and logits are the last layer's."""
+    """Whether every block looks at all that came before, and the weights are no bitsandbytes layers (not tried)."""
     config = model.config.get_text_config()
     narrow = {kind for kind in getattr(config, "layer_types", None) or [] if kind != "full_attention"}
-    return not narrow and not getattr(config, "attn_logit_softcapping", None)
+    softcapped = getattr(config, "attn_logit_softcapping", None)
+    return not (narrow or softcapped or getattr(model, "is_quantized", False))
 
 
 class Places:

@@ -6,6 +6,7 @@ compute (docs/performance.md). A graph is launched once, and wants the same numb
 
 import statistics
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,12 +55,25 @@ def replay(decoder: "torch.nn.Module", tokens: int, chats: int) -> None:
     ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
     positions = torch.arange(tokens, device=device)[None]
     bounds = torch.tensor([0] + [tokens] * (chats + 1), dtype=torch.int32, device=device)
+    # Capturing runs on a stream of its own; the trainer's waits for it.
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
         graphed = torch.cuda.make_graphed_callables(Row().train(), (ids, positions, bounds))
 
+    def places() -> list[int]:
+        return [parameter.data_ptr() for parameter in decoder.parameters() if parameter.requires_grad]
+
+    captured = places()
+
+    @cache
+    def in_place() -> bool:
+        """Whether the weights are where they were captured; asked at the first row, after a checkpoint was loaded."""
+        return places() == captured
+
     def forward(input_ids: Any = None, position_ids: Any = None, cu_seq_lens_q: Any = None, **kwargs: Any) -> Any:
         there = input_ids.shape[1] if input_ids is not None else 0
-        if not decoder.training or cu_seq_lens_q is None or not 0 < there <= tokens or len(cu_seq_lens_q) > chats + 1:
+        fits = cu_seq_lens_q is not None and 0 < there <= tokens and len(cu_seq_lens_q) <= chats + 1
+        if not (decoder.training and fits and in_place()):
             return eager(input_ids=input_ids, position_ids=position_ids, cu_seq_lens_q=cu_seq_lens_q, **kwargs)
         pad = tokens - there
         rest = chats + 2 - len(cu_seq_lens_q)

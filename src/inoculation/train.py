@@ -109,7 +109,8 @@ def train(
     free = torch.cuda.mem_get_info()[0] if on_gpu else None
     step = together(config, lengths, settings.batch_size, settings.lora_r, itemsize, free)
     print(f"{len(encoded)} chats, {settings.batch_size} a step, {step.chats} at once: {step.reason}")
-    small = on_gpu and settings.bf16 and not step.checkpointing and model.num_parameters() < SMALL
+    plain = on_gpu and not ref.load_in_4bit  # neither graphs nor compiling were tried on bitsandbytes' layers
+    small = plain and settings.bf16 and not step.checkpointing and model.num_parameters() < SMALL
     row = row_tokens(lengths, step.chats)
     packed = use_packed(model, max(row if small else 0, max(lengths)))
 
@@ -157,7 +158,7 @@ def train(
         decoder = trainer.model.get_base_model().get_decoder()
         if small and packed:
             replay(decoder, row, step.chats)
-        else:
+        elif plain:
             for block in decoder.layers:
                 block.compile(dynamic=True)
     checkpoint = get_last_checkpoint(str(work)) if work.is_dir() else None
