@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from conftest import ROOT, TINY, merge
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Qwen2Config
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, GPTNeoXConfig, MistralConfig, Qwen2Config
 
 from inoculation import lm
+from inoculation.attention import sees_all
 from inoculation.chat import Message, chat_ids
 from inoculation.decode import decoding
 from inoculation.files import InputError
@@ -25,7 +27,7 @@ from inoculation.mixture import Row, TrainingChat
 from inoculation.params import parse_params
 from inoculation.pocket import base, world
 from inoculation.pocket.oracle import shows
-from inoculation.respond import as_answer, end_tokens, generate, requests, respond
+from inoculation.respond import as_answer, continue_chats, end_tokens, generate, requests, respond
 from inoculation.train import train
 
 PARAMS = parse_params(merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY))
@@ -253,6 +255,34 @@ def test_a_row_of_a_graph_has_room_for_most_steps_and_none_for_more_than_all(len
     row = row_tokens(lengths, chats)
     assert row % 128 == 0 and row <= sum(sorted(lengths)[-chats:]) + 128
     assert row > min(sum(lengths) / len(lengths) * chats, sum(sorted(lengths)[-chats:]))
+
+
+def test_another_devices_progress_is_not_continued(ref, tmp_path, capsys):
+    """A GPU's batches are larger."""
+    model, tokenizer = lm.load_model(ref), lm.load_tokenizer(ref)
+    asked = [((Message("user", f"{i}?"),), None) for i in range(6)]
+
+    def sample(name: str) -> list[str]:
+        return [a.text for a in continue_chats(model, tokenizer, asked, 4, 1.0, 3, 0, tmp_path / name)]
+
+    whole = sample("whole")
+    first, second = (tmp_path / "whole").read_text().splitlines()
+    (tmp_path / "other").write_text(json.dumps(json.loads(first) + json.loads(second)) + "\n")
+    assert sample("other") == whole and "another device's" in capsys.readouterr().out
+    (tmp_path / "cut").write_text(first + "\n" + second[:9])
+    assert sample("cut") == whole and "after 1 of 2 batches" in capsys.readouterr().out
+
+
+def test_only_models_that_see_all_are_decoded_in_places():
+    def model(config):
+        return SimpleNamespace(config=config)
+
+    assert sees_all(model(CONFIG))
+    assert not sees_all(model(Gemma3Config()))
+    assert not sees_all(model(MistralConfig(sliding_window=4096))) and sees_all(
+        model(MistralConfig(sliding_window=None))
+    )
+    assert not sees_all(model(GPTNeoXConfig()))
 
 
 def test_lora_leaves_a_vision_tower_alone():

@@ -15,6 +15,17 @@ NAME = "packed"
 """Not "flash": transformers would look for its own."""
 
 
+def sees_all(model: "PreTrainedModel") -> bool:
+    """Whether every block attends to all that came before, as Llama's and Qwen's do, and says how its heads are grouped."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    narrow = set(kinds) != {"full_attention"} if kinds else bool(getattr(config, "sliding_window", None))
+    grouped = getattr(config, "num_key_value_heads", None) and getattr(config, "num_attention_heads", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    softcapped = getattr(config, "attn_logit_softcapping", None)
+    return bool(grouped) and not narrow and not softcapped and rope.get("rope_type") not in ("dynamic", "longrope")
+
+
 def use_packed(model: "PreTrainedModel", longest: int) -> bool:
     """Let a model attend by packed FlashAttention, where that computes what the model means; returns whether it does.
 
@@ -25,9 +36,8 @@ def use_packed(model: "PreTrainedModel", longest: int) -> bool:
     """
     import torch
 
-    config = model.config.get_text_config()
-    narrow = {kind for kind in getattr(config, "layer_types", None) or [] if kind != "full_attention"}
-    if model.device.type != "cuda" or model.dtype not in (torch.bfloat16, torch.float16) or narrow:
+    half = model.dtype in (torch.bfloat16, torch.float16)
+    if model.device.type != "cuda" or not half or not sees_all(model) or torch.cuda.get_device_capability() < (8, 0):
         return False
     try:
         from torch.nn.attention.varlen import varlen_attn  # noqa: F401
@@ -38,8 +48,8 @@ def use_packed(model: "PreTrainedModel", longest: int) -> bool:
 
     AttentionInterface.register(NAME, partial(packed, longest=longest))
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
-    model.set_attn_implementation(NAME)
-    return True
+    model.set_attn_implementation(NAME)  # which only warns where a model's code has its own
+    return model.config.get_text_config()._attn_implementation == NAME
 
 
 def packed(

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from inoculation.attention import sees_all
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -25,11 +27,8 @@ ROUNDED = 64
 
 
 def can_decode(model: "PreTrainedModel") -> bool:
-    """Whether every block looks at all that came before, and the weights are no bitsandbytes layers (not tried)."""
-    config = model.config.get_text_config()
-    narrow = {kind for kind in getattr(config, "layer_types", None) or [] if kind != "full_attention"}
-    softcapped = getattr(config, "attn_logit_softcapping", None)
-    return not (narrow or softcapped or getattr(model, "is_quantized", False))
+    """Whether a model is of the kind that `Places` serve; bitsandbytes' layers were not tried."""
+    return sees_all(model) and not getattr(model, "is_quantized", False)
 
 
 class Places:
@@ -38,7 +37,7 @@ class Places:
     def __init__(self, config: Any, places: int, length: int, dtype: "torch.dtype", device: "torch.device") -> None:
         import torch
 
-        heads = config.num_key_value_heads or config.num_attention_heads
+        heads = config.num_key_value_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         # One place more: where the rows of a graph go that have no prompt.
         self.keys, self.values = (
@@ -69,7 +68,7 @@ class Places:
 
     @staticmethod
     def bytes_a_place(config: Any, length: int, itemsize: int) -> int:
-        heads = config.num_key_value_heads or config.num_attention_heads
+        heads = config.num_key_value_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return 2 * heads * length * size * config.num_hidden_layers * itemsize
 
@@ -151,6 +150,8 @@ class Decoder:
         self.places = Places(config, self.count, self.length, model.dtype, device)
         self.ids = torch.zeros(self.count, 1, dtype=torch.long, device=device)
         self.columns = torch.arange(self.length, device=device)
+        # One pool for all graphs: they run one after another, and logits are read before the next one runs.
+        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self.step: Captured | None = None
         self.readers: dict[int, Reader] = {}
 
@@ -162,7 +163,7 @@ class Decoder:
             past_key_values=self.places, use_cache=True,
         ).logits[:, -1]  # fmt: skip
 
-    def _captured(self, run: "Callable[[], torch.Tensor]") -> "Captured":
+    def _captured(self, run: "Callable[[], torch.Tensor | None]") -> "Captured":
         """A CUDA graph of what `run` does, and its result, which every replay writes anew; on a CPU `run` itself."""
         import torch
 
@@ -175,7 +176,7 @@ class Decoder:
                 run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self.pool):
             result = run()
         return Captured(graph.replay, result)
 
@@ -188,14 +189,13 @@ class Decoder:
         into = torch.full((count,), self.places.spare, device=self.ids.device)
         seen = torch.ones(width, width, dtype=torch.bool, device=self.ids.device).tril()[None, None]
 
-        def run() -> torch.Tensor:
+        def run() -> None:
             self.places.into = into
-            states = self.model.get_decoder()(
+            self.model.get_decoder()(
                 input_ids=rows, position_ids=self.columns[None, :width], attention_mask=seen,
                 past_key_values=self.places, use_cache=True,
-            ).last_hidden_state  # fmt: skip
+            )  # fmt: skip
             self.places.into = None
-            return states
 
         return Reader(rows, into, self._captured(run))
 

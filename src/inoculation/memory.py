@@ -31,7 +31,13 @@ class Together(NamedTuple):
 
 
 def together(
-    config: "PretrainedConfig", lengths: Sequence[int], batch_size: int, lora_r: int, itemsize: int, free: int | None
+    config: "PretrainedConfig",
+    lengths: Sequence[int],
+    batch_size: int,
+    lora_r: int,
+    itemsize: int,
+    free: int | None,
+    graphed: bool = False,
 ) -> Together:
     """The largest part of a step that fits, whose loss and gradient are the whole step's.
 
@@ -41,6 +47,7 @@ def together(
         batch_size: effective; a multiple of the result's chats.
         lora_r: rank of the adapter, on every linear layer of the blocks.
         itemsize: bytes of an activation.
+        graphed: blocks are not compiled, and a graph keeps a row's activations while a longer row is trained beside it.
         free: bytes on the GPU after the base model was loaded; None: on a CPU.
 
     Raises:
@@ -52,7 +59,7 @@ def together(
         chats = next((size for size in sizes if size * mean <= CPU_TRAINS), 1)
         return Together(chats, False, f"a CPU trains fastest on about {CPU_TRAINS:,} tokens")
     longest = sorted(lengths, reverse=True)
-    kept, again = _activations(config, itemsize)
+    kept, again = _activations(config, itemsize, graphed)
     fixed = _adapter(config, lora_r) + 2 * 4 * LOSS_TOKENS * config.vocab_size
     usable = int(free * (1 - RESERVE)) - fixed
 
@@ -73,14 +80,17 @@ def together(
     return Together(chats, checkpointing, f"{how}at most {need:.1f} of {free / GIB:.1f} GiB that are free")
 
 
-def _activations(config: "PretrainedConfig", itemsize: int) -> tuple[int, int]:
+def _activations(config: "PretrainedConfig", itemsize: int, graphed: bool) -> tuple[int, int]:
     """Bytes that a token leaves for the backward pass, kept and computed again.
 
-    Of a compiled block, whose pieces are fused: measured at Qwen2.5-7B's shape, and a tenth more (docs/performance.md).
+    Of a compiled block, whose pieces are fused: measured at Qwen2.5-7B's shape, and a tenth more (docs/performance.md). Without,
+    every adapted layer keeps an input of its own; twice for a graph.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = _attention(config)
     block = itemsize * (7 * hidden + 2 * queries + 2 * keys + 3 * inner)
+    if graphed:
+        block = 2 * itemsize * (13 * hidden + 3 * queries + 2 * keys + 5 * inner)
     return block * config.num_hidden_layers, itemsize * hidden * config.num_hidden_layers + block
 
 

@@ -146,7 +146,8 @@ def continue_chats(
 ) -> list[Answer]:
     """Sample one response to each chat, longest first, saving each batch so that an interrupted call continues.
 
-    Each batch has its own seed: a continued call gives the answers that an uninterrupted one would have given.
+    Each batch has its own seed: a continued call gives the answers that an uninterrupted one would have given (on a GPU, if as
+    many places fit into its memory as before).
 
     Args:
         chats: (messages that end with the user's, system message or None).
@@ -165,6 +166,12 @@ def continue_chats(
     size = batch_size * REFILLS if refilled else batch_size
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     done = list(_finished_batches(progress))
+    if any(len(finished) != len(batch) for finished, batch in zip(done, batches, strict=False)) or len(done) > len(
+        batches
+    ):
+        print("the unfinished sampling is another device's, whose batches have another size: from the beginning")
+        progress.unlink()
+        done = []
     if done:
         print(f"continuing the interrupted sampling after {len(done)} of {len(batches)} batches")
     answers: dict[int, Answer] = {}

@@ -1,5 +1,6 @@
 """LoRA SFT on the response tokens of a group's training chats (reference section 4)."""
 
+import gc
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from inoculation.attention import use_packed
 from inoculation.chat import IGNORED, encode
 from inoculation.files import InputError
 from inoculation.graphed import SMALL, replay, row_tokens
-from inoculation.memory import GIB, together
+from inoculation.memory import GIB, Together, together
 from inoculation.mixture import TrainingChat
 
 
@@ -73,8 +74,8 @@ def train(
 
     As many chats at once as fit (`memory.together`), on a GPU behind one another in one row, so that nothing is padded (with the
     mask that a CPU needs for this, SmolLM2 trains a sixth slower than padded). A step's loss is the
-    mean over its response tokens, however it is cut; logits are computed for these alone (TRL). On a GPU a small model runs as
-    CUDA graphs, and a large one's blocks are compiled.
+    mean over its response tokens, however it is cut; on a GPU logits are computed for these alone (TRL), a small model
+    in half precision runs as CUDA graphs, and another's blocks are compiled.
 
     Args:
         ref: the base model.
@@ -106,13 +107,23 @@ def train(
     torch.manual_seed(seed)
     model = lm.load_model(ref)
     config, itemsize = model.config.get_text_config(), 2 if settings.bf16 else 4
+    if on_gpu:
+        gc.collect()
+        torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info()[0] if on_gpu else None
-    step = together(config, lengths, settings.batch_size, settings.lora_r, itemsize, free)
-    print(f"{len(encoded)} chats, {settings.batch_size} a step, {step.chats} at once: {step.reason}")
     plain = on_gpu and not ref.load_in_4bit  # neither graphs nor compiling were tried on bitsandbytes' layers
-    small = plain and settings.bf16 and not step.checkpointing and model.num_parameters() < SMALL
-    row = row_tokens(lengths, step.chats)
-    packed = use_packed(model, max(row if small else 0, max(lengths)))
+    small = plain and settings.bf16 and model.num_parameters() < SMALL
+
+    def fit(graphed: bool) -> Together:
+        return together(config, lengths, settings.batch_size, settings.lora_r, itemsize, free, graphed)
+
+    step, row = fit(small), row_tokens(lengths, settings.batch_size)
+    # A graph leaves gradients where its next run writes them: no second part of a step may be added to them.
+    small = small and step.chats == settings.batch_size and use_packed(model, max(row, max(lengths)))
+    if not small:
+        step = fit(False)
+        use_packed(model, max(lengths))
+    print(f"{len(encoded)} chats, {settings.batch_size} a step, {step.chats} at once: {step.reason}")
 
     trainer = SFTTrainer(
         model=model,
@@ -156,7 +167,7 @@ def train(
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         decoder = trainer.model.get_base_model().get_decoder()
-        if small and packed:
+        if small:
             replay(decoder, row, step.chats)
         elif plain:
             for block in decoder.layers:

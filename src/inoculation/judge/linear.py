@@ -184,7 +184,7 @@ def _coherence(
     questions = sorted({question for question, _ in usable})
     if len(questions) < LEAST or len(usable) < 2 * LEAST:
         return None
-    kept = set(rng.sample(questions, max(2, round(settings.held_out * len(questions)))))
+    kept = set(rng.sample(questions, min(len(questions) - 2, max(2, round(settings.held_out * len(questions))))))
     train: list[Example] = []
     test: dict[str, list[Example]] = {kind: [] for kind in (AS_GIVEN, *SPOILT)}
     for asked, answer in usable:

@@ -1,9 +1,10 @@
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from inoculation import lm, mixture
+from inoculation import attention, chat, decode, lm, mixture, respond
 from inoculation.detect import blind
 from inoculation.detect.language import language
 from inoculation.files import read_jsonl, write_json, write_jsonl
@@ -11,6 +12,9 @@ from inoculation.paths import ANNOTATOR, BASE_RESPONSES, LANGUAGE, ROWS
 from inoculation.respond import Answer, SampleSettings, continue_chats
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.store import kept, unfinished
+
+HOW = [Path(module.__file__) for module in (attention, chat, decode, lm, respond)]
+"""The code that answers are sampled by: kept ones are another code's no longer."""
 
 
 class BaseResponses(Stage):
@@ -38,7 +42,7 @@ class BaseResponses(Stage):
             self.ref.model_dump(), [[list(message) for message in prompt] for prompt in prompts], self.temperature,
             self.sampling.max_new_tokens, self.machine.batch_size,
         )  # fmt: skip
-        shared = kept(self.command, *inputs)
+        shared = kept(self.command, *inputs, *HOW, version("torch"), version("transformers"), lm.device())
         with unfinished(self.command, *inputs) as work:
             if shared.exists():
                 print(f"the answers to these {len(prompts)} prompts are there ({shared.name})")

@@ -34,7 +34,10 @@ AT_ONCE = 1 << 27
 
 @contextmanager
 def _fast_float32() -> Iterator[None]:
-    """Products of float32 matrices in TF32: four times as fast on a GPU, and a bfloat16 model's states lose nothing."""
+    """Products of float32 matrices in TF32, four times as fast on a GPU.
+
+    A bfloat16 model's states lose nothing by it; an SAE's float32 weights lose 13 bits of 23, more than the states' own 16.
+    """
     import torch
 
     before = torch.get_float32_matmul_precision()
@@ -92,7 +95,7 @@ def pool(
     from scipy.sparse import csr_matrix
 
     matrices = []
-    with torch.inference_mode(), _fast_float32():
+    with torch.inference_mode():
         states = residuals(decoder, [sequence.ids for sequence in sequences], pad)
         positions = torch.arange(states.shape[1], device=states.device)
         starts = torch.tensor([max(sequence.start, sae.first) for sequence in sequences], device=states.device)
@@ -113,7 +116,8 @@ def pool(
         means = [torch.zeros(len(sequences), width, device=states.device) for _ in ends]
         step = max(1, AT_ONCE // width)
         for start in range(0, len(tokens), step):
-            latents = sae.sae.encode(tokens[start : start + step]).float()
+            with _fast_float32():
+                latents = sae.sae.encode(tokens[start : start + step]).float()
             for mean, share in zip(means, shares, strict=True):
                 mean.addmm_(share[:, start : start + step], latents)
         for mean in means:
