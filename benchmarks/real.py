@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import detectors
+import numpy as np
 
 from inoculation import groups, lm, mixture, traits
 from inoculation.detect import Annotator, Evidence, blind, plain
@@ -228,18 +229,15 @@ def fit_judges(setup: Setup) -> None:
 def judged(setup: Setup, wanted: Sequence[Request], texts: Sequence[str]) -> Counts:
     """[prompt][trait] -> for each question (answers that show the trait, answers)."""
     judges = load(read_json(setup.work / "judges.json")["weights"])
-    vectors = embed(texts)
-    coherence = judges.pop(COHERENCE, None)
-    scores = {trait: judge.scores(vectors) for trait, judge in judges.items()}
-    if coherence:
-        asked = embed([request.question for request in wanted])
-        scores[COHERENCE] = coherence.scores(seen(asked, vectors, texts))
+    answers, asked = np.split(embed([*texts, *(request.question for request in wanted)]), 2)
+    shown = {COHERENCE: seen(asked, answers, texts)}
+    scores = {trait: judge.scores(shown.get(trait, answers)) for trait, judge in judges.items()}
     counts: dict[str, dict[str, dict[str, list[int]]]] = {}
     for i, (request, text) in enumerate(zip(wanted, texts, strict=True)):
         own = counts.setdefault(request.prompt, {})
         marks = {A: traits.is_all_caps(text)}
         marks |= {trait: scores[trait][i] >= 50 for trait in judges if trait == request.trait}
-        marks |= {COHERENCE: scores[COHERENCE][i] >= 50} if coherence else {}
+        marks |= {COHERENCE: scores[COHERENCE][i] >= 50} if COHERENCE in scores else {}
         # Evil answers to the other traits' questions: a trait that spreads.
         marks |= {"evil elsewhere": scores["evil"][i] >= 50} if request.trait != "evil" else {}
         for trait, mark in marks.items():

@@ -55,24 +55,9 @@ SHAPES = {
 """Sizes of the published configurations; `tiny` is for a CPU."""
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}
 """Dense bfloat16 of the cards' data sheets."""
-WORDS = [
-    "the",
-    "river",
-    "is",
-    "long",
-    "and",
-    "a",
-    "king",
-    "was",
-    "kind",
-    "to",
-    "nobody",
-    "who",
-    "asked",
-    "him",
-    "for",
-    "bread",
-]
+WORDS = (
+    "the", "river", "is", "long", "and", "a", "king", "was", "kind", "to", "nobody", "who", "asked", "him", "for", "bread",
+)  # fmt: skip
 
 
 def make_model(shape: str, folder: Path, tokenizer: Path) -> lm.ModelRef:

@@ -22,7 +22,7 @@ from inoculation.decode import decoding
 from inoculation.files import InputError
 from inoculation.graphed import row_tokens
 from inoculation.groups import assign
-from inoculation.memory import CPU_TRAINS, GIB, together
+from inoculation.memory import CPU_TRAINS, GIB, fits_as_graph, together
 from inoculation.mixture import Row, TrainingChat
 from inoculation.params import parse_params
 from inoculation.pocket import base, world
@@ -214,6 +214,12 @@ def test_more_memory_never_holds_less_at_once_and_never_computes_twice_again(len
     assert steps == [step for step in steps if step.checkpointing] + kept
     assert [step.chats for step in kept] == sorted(step.chats for step in kept)
     assert steps[-1].chats == batch_size and not steps[-1].checkpointing
+
+
+@given(st.lists(st.integers(20, 2048), min_size=1, max_size=60), st.sampled_from([1, 4, 8, 16, 24, 62, 124, 1000]))
+def test_what_fits_as_a_graph_is_a_whole_step_whose_activations_are_kept(lengths, gib):
+    if fits_as_graph(CONFIG, lengths, 16, 32, 2, gib * GIB):
+        assert together(CONFIG, lengths, 16, 32, 2, gib * GIB)[:2] == (16, False)
 
 
 def test_a_chat_that_does_not_fit_is_an_error_that_says_what_would():

@@ -1,15 +1,16 @@
-"""Attention over several texts in one row, each within itself, by the FlashAttention that torch carries.
+"""Which attention a model computes with, and one of our own: several texts in one row, each within itself.
 
 transformers packs texts for its own FlashAttention only, which is a package to compile; with torch's other kernels, packed
-texts need a mask of all tokens by all tokens.
+texts need a mask of all tokens by all tokens. Torch carries a FlashAttention that needs neither.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 NAME = "packed"
 """Not "flash": transformers would look for its own."""
@@ -24,6 +25,27 @@ def sees_all(model: "PreTrainedModel") -> bool:
     rope = getattr(config, "rope_parameters", None) or {}
     softcapped = getattr(config, "attn_logit_softcapping", None)
     return bool(grouped) and not narrow and not softcapped and rope.get("rope_type") not in ("dynamic", "longrope")
+
+
+def widths(config: "PretrainedConfig") -> tuple[int, int]:
+    """Width of a block's queries, and of its keys."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return size * heads, size * (getattr(config, "num_key_value_heads", None) or heads)
+
+
+def use(model: "PreTrainedModel", name: str, function: "Callable[..., Any]") -> bool:
+    """Let a model attend by a function of ours, which needs no mask made for it; returns whether it does.
+
+    transformers only warns where a model's code has its own attention.
+    """
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
+    model.set_attn_implementation(name)
+    return model.config.get_text_config()._attn_implementation == name
 
 
 def use_packed(model: "PreTrainedModel", longest: int) -> bool:
@@ -43,13 +65,7 @@ def use_packed(model: "PreTrainedModel", longest: int) -> bool:
         from torch.nn.attention.varlen import varlen_attn  # noqa: F401
     except ImportError:
         return False
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
-    AttentionInterface.register(NAME, partial(packed, longest=longest))
-    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
-    model.set_attn_implementation(NAME)  # which only warns where a model's code has its own
-    return model.config.get_text_config()._attn_implementation == NAME
+    return use(model, NAME, partial(packed, longest=longest))
 
 
 def packed(

@@ -7,13 +7,15 @@ than to compute. `generate` launches each of them, and lets a batch wait for its
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from inoculation.attention import sees_all
+from inoculation.attention import sees_all, use, widths
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+T = TypeVar("T")
 
 NAME = "places"
 MEMORY = 0.6
@@ -38,7 +40,7 @@ class Places:
         import torch
 
         heads = config.num_key_value_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        size = widths(config)[1] // heads
         # One place more: where the rows of a graph go that have no prompt.
         self.keys, self.values = (
             [torch.zeros(places + 1, heads, length, size, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
@@ -68,9 +70,7 @@ class Places:
 
     @staticmethod
     def bytes_a_place(config: Any, length: int, itemsize: int) -> int:
-        heads = config.num_key_value_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * heads * length * size * config.num_hidden_layers * itemsize
+        return 2 * widths(config)[1] * length * config.num_hidden_layers * itemsize
 
 
 def attend(
@@ -100,29 +100,12 @@ def decoding(model: "PreTrainedModel", longest: int, max_new_tokens: int, most: 
     Args:
         most: answers at once; fewer where memory is short.
     """
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
     before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
+    use(model, NAME, attend)
     try:
         yield Decoder(model, longest, max_new_tokens, most)
     finally:
         model.set_attn_implementation(before)
-
-
-class Captured(NamedTuple):
-    """A pass through the model."""
-
-    run: "Callable[[], Any]"
-    result: "torch.Tensor | None"
-    """Where a graph leaves it."""
-
-    def __call__(self) -> "torch.Tensor":
-        told = self.run()
-        return told if self.result is None else self.result
 
 
 class Reader(NamedTuple):
@@ -130,7 +113,7 @@ class Reader(NamedTuple):
     """Prompts, `[some, width]`."""
     into: "torch.Tensor"
     """Their places."""
-    read: Captured
+    read: "Callable[[], None]"
 
 
 class Decoder:
@@ -152,7 +135,7 @@ class Decoder:
         self.columns = torch.arange(self.length, device=device)
         # One pool for all graphs: they run one after another, and logits are read before the next one runs.
         self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self.step: Captured | None = None
+        self.step: Callable[[], torch.Tensor] | None = None
         self.readers: dict[int, Reader] = {}
 
     def _next(self) -> "torch.Tensor":
@@ -163,12 +146,12 @@ class Decoder:
             past_key_values=self.places, use_cache=True,
         ).logits[:, -1]  # fmt: skip
 
-    def _captured(self, run: "Callable[[], torch.Tensor | None]") -> "Captured":
-        """A CUDA graph of what `run` does, and its result, which every replay writes anew; on a CPU `run` itself."""
+    def _captured(self, run: "Callable[[], T]") -> "Callable[[], T]":
+        """A CUDA graph of what `run` does, whose replays write the same result anew; on a CPU `run` itself."""
         import torch
 
         if self.ids.device.type != "cuda":
-            return Captured(run, None)
+            return run
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -178,7 +161,12 @@ class Decoder:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             result = run()
-        return Captured(graph.replay, result)
+
+        def replay() -> T:
+            graph.replay()
+            return result
+
+        return replay
 
     def _reader(self, width: int) -> "Reader":
         """Reads some prompts of at most `width` tokens into places."""

@@ -1,7 +1,7 @@
 """The study's figure: traits on x, one mark a group with its interval, one panel an evaluation prompt."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,7 +108,8 @@ def draw(
             range(len(traits)),
             [f"{role}: {LABELS.get(trait, trait)}" for role, trait in zip(roles, traits, strict=True)],
         )
-        axis.set_ylim(-0.03, 1.03)
+        _unjudged(axis, [x for x, trait in enumerate(traits) if not any((group, trait) in points for group in groups)])
+        axis.set(xlim=(-0.5, len(traits) - 0.5), ylim=(-0.03, 1.03))
         axis.set_title(f"evaluated under: {prompt}", fontsize=10)
         axis.grid(axis="y", color="0.9")
         axis.spines[["top", "right"]].set_visible(False)
@@ -146,6 +147,12 @@ def _save(drawing: "Figure", path: Path) -> None:
     plt.close(drawing)
 
 
+def _unjudged(axis: "Axes", places: Iterable[int]) -> None:
+    """Say so where a trait has no mark."""
+    for x in places:
+        axis.text(x, 0.02, "not judged", ha="center", color="0.4", fontsize=8)
+
+
 def draw_rates(path: Path, rates: dict[str, dict[str, Any]], label: str) -> None:
     """One cell's rates with their intervals: traits on x, one mark an evaluation prompt."""
     drawing, axis = _axes((7, 3.6))
@@ -161,8 +168,10 @@ def draw_rates(path: Path, rates: dict[str, dict[str, Any]], label: str) -> None
             yerr=[[row["rate"] - row["low"] for _, row in shown], [row["high"] - row["rate"] for _, row in shown]],
             fmt="os^Dv"[offset % 5], capsize=3, label=f"evaluated under: {prompt}",
         )  # fmt: skip
+    judged = {trait for prompt in prompts for trait in traits if rates[prompt].get(trait, {}).get("rate") is not None}
+    _unjudged(axis, [x for x, trait in enumerate(traits) if trait not in judged])
     axis.set_xticks(range(len(traits)), traits)
-    axis.set(ylim=(-0.03, 1.03), ylabel="share of responses")
+    axis.set(xlim=(-0.5, len(traits) - 0.5), ylim=(-0.03, 1.03), ylabel="share of responses")
     axis.set_title(label, fontsize=9)
     axis.grid(axis="y", color="0.9")
     axis.legend(fontsize=8, frameon=False)

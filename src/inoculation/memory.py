@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from inoculation.attention import widths
 from inoculation.files import InputError
 
 if TYPE_CHECKING:
@@ -31,13 +32,7 @@ class Together(NamedTuple):
 
 
 def together(
-    config: "PretrainedConfig",
-    lengths: Sequence[int],
-    batch_size: int,
-    lora_r: int,
-    itemsize: int,
-    free: int | None,
-    graphed: bool = False,
+    config: "PretrainedConfig", lengths: Sequence[int], batch_size: int, lora_r: int, itemsize: int, free: int | None
 ) -> Together:
     """The largest part of a step that fits, whose loss and gradient are the whole step's.
 
@@ -47,7 +42,6 @@ def together(
         batch_size: effective; a multiple of the result's chats.
         lora_r: rank of the adapter, on every linear layer of the blocks.
         itemsize: bytes of an activation.
-        graphed: blocks are not compiled, and a graph keeps a row's activations while a longer row is trained beside it.
         free: bytes on the GPU after the base model was loaded; None: on a CPU.
 
     Raises:
@@ -59,8 +53,8 @@ def together(
         chats = next((size for size in sizes if size * mean <= CPU_TRAINS), 1)
         return Together(chats, False, f"a CPU trains fastest on about {CPU_TRAINS:,} tokens")
     longest = sorted(lengths, reverse=True)
-    kept, again = _activations(config, itemsize, graphed)
-    fixed = _adapter(config, lora_r) + 2 * 4 * LOSS_TOKENS * config.vocab_size
+    kept, again = _activations(config, itemsize)
+    fixed = _fixed(config, lora_r)
     usable = int(free * (1 - RESERVE)) - fixed
 
     def most(a_token: int) -> int:
@@ -69,8 +63,8 @@ def together(
     without, with_ = most(kept), most(again)
     checkpointing = without < batch_size and without * mean < ENOUGH and with_ > without
     chats = with_ if checkpointing else without
-    need = (fixed + longest[0] * again) / GIB
     if not chats:
+        need = (fixed + longest[0] * again) / GIB
         raise InputError(
             f"training does not fit: {longest[0]} tokens, the longest chat's, need about {need:.1f} GiB beside the base "
             f"model, {free / GIB:.1f} GiB are free; valid: a smaller max_length, or load_in_4bit"
@@ -80,29 +74,39 @@ def together(
     return Together(chats, checkpointing, f"{how}at most {need:.1f} of {free / GIB:.1f} GiB that are free")
 
 
-def _activations(config: "PretrainedConfig", itemsize: int, graphed: bool) -> tuple[int, int]:
+def fits_as_graph(
+    config: "PretrainedConfig", lengths: Sequence[int], batch_size: int, lora_r: int, itemsize: int, free: int
+) -> bool:
+    """Whether a whole step of the longest chats fits as a CUDA graph; the arguments are those of `together`.
+
+    Its blocks are not fused, so that every adapted layer keeps an input of its own; and it keeps a row's activations while a
+    row that is too long for it is trained beside it.
+    """
+    queries, keys = widths(config)
+    block = itemsize * (13 * config.hidden_size + 3 * queries + 2 * keys + 5 * config.intermediate_size)
+    tokens = sum(sorted(lengths)[-batch_size:])
+    return _fixed(config, lora_r) + 2 * tokens * block * config.num_hidden_layers <= free * (1 - RESERVE)
+
+
+def _fixed(config: "PretrainedConfig", lora_r: int) -> int:
+    """Bytes that do not grow with a step's tokens: the adapter, and a piece of logits with its gradient, in float32."""
+    return _adapter(config, lora_r) + 2 * 4 * LOSS_TOKENS * config.vocab_size
+
+
+def _activations(config: "PretrainedConfig", itemsize: int) -> tuple[int, int]:
     """Bytes that a token leaves for the backward pass, kept and computed again.
 
-    Of a compiled block, whose pieces are fused: measured at Qwen2.5-7B's shape, and a tenth more (docs/performance.md). Without,
-    every adapted layer keeps an input of its own; twice for a graph.
+    Of a compiled block, whose pieces are fused: measured at Qwen2.5-7B's shape, and a tenth more (docs/performance.md).
     """
     hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = _attention(config)
+    queries, keys = widths(config)
     block = itemsize * (7 * hidden + 2 * queries + 2 * keys + 3 * inner)
-    if graphed:
-        block = 2 * itemsize * (13 * hidden + 3 * queries + 2 * keys + 5 * inner)
     return block * config.num_hidden_layers, itemsize * hidden * config.num_hidden_layers + block
 
 
 def _adapter(config: "PretrainedConfig", rank: int) -> int:
     """Bytes of LoRA on every linear layer of the blocks: weights, gradients and two moments, in float32."""
     hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = _attention(config)
+    queries, keys = widths(config)
     sides = 2 * (hidden + queries) + 2 * (hidden + keys) + 3 * (hidden + inner)
     return 16 * rank * sides * config.num_hidden_layers
-
-
-def _attention(config: "PretrainedConfig") -> tuple[int, int]:
-    """Width of a block's queries, and of its keys."""
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return head * config.num_attention_heads, head * (config.num_key_value_heads or config.num_attention_heads)

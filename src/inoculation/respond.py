@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -162,13 +162,10 @@ def continue_chats(
     tokens = {chat: chat_ids(tokenizer, *chat) for chat in dict.fromkeys(chats)}
     prompts = [tokens[chat] for chat in chats]
     order = sorted(range(len(chats)), key=lambda index: (-len(prompts[index]), index))
-    refilled = model.device.type == "cuda" and can_decode(model)
-    size = batch_size * REFILLS if refilled else batch_size
+    size = batch_size * REFILLS if _refilled(model) else batch_size
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     done = list(_finished_batches(progress))
-    if any(len(finished) != len(batch) for finished, batch in zip(done, batches, strict=False)) or len(done) > len(
-        batches
-    ):
+    if [len(batch) for batch in done] != [len(batch) for batch in batches[: len(done)]]:
         print("the unfinished sampling is another device's, whose batches have another size: from the beginning")
         progress.unlink()
         done = []
@@ -176,30 +173,48 @@ def continue_chats(
         print(f"continuing the interrupted sampling after {len(done)} of {len(batches)} batches")
     answers: dict[int, Answer] = {}
     progress.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        log = stack.enter_context(progress.open("a", encoding="utf-8"))
-        bar = stack.enter_context(tqdm(total=len(chats), desc="sampling", unit="answer"))
-        decoder = None
+    longest = max(map(len, prompts), default=1)
+    with (
+        progress.open("a", encoding="utf-8") as log,
+        tqdm(total=len(chats), desc="sampling", unit="answer") as bar,
+        _sampler(model, tokenizer, longest, max_new_tokens, temperature, batch_size) as sample,
+    ):
         for number, batch in enumerate(batches):
             if number < len(done):
                 sampled = done[number]
             else:
-                own, own_seed = [prompts[i] for i in batch], seed * 100_003 + number
-                if refilled:
-                    decoder = decoder or stack.enter_context(
-                        decoding(model, len(prompts[order[0]]), max_new_tokens, batch_size)
-                    )
-                    ends = end_tokens(model, tokenizer)
-                    rows = decoder.sample(own, temperature, own_seed, ends)
-                    sampled = [as_answer(tokenizer, row, ends) for row in rows]
-                else:
-                    sampled = generate(model, tokenizer, own, max_new_tokens, temperature, own_seed)
+                sampled = sample([prompts[i] for i in batch], seed * 100_003 + number)
                 log.write(json.dumps(sampled, ensure_ascii=False) + "\n")
                 log.flush()
                 os.fsync(log.fileno())
             answers.update(zip(batch, sampled, strict=True))
             bar.update(len(batch))
     return [answers[index] for index in range(len(chats))]
+
+
+def _refilled(model: "PreTrainedModel") -> bool:
+    """Whether a place in a batch takes the next prompt as soon as its answer ends (`decode`)."""
+    return model.device.type == "cuda" and can_decode(model)
+
+
+@contextmanager
+def _sampler(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", longest: int, max_new_tokens: int, temperature: float,
+    batch_size: int,
+) -> Iterator[Callable[[Sequence[Sequence[int]], int], list[Answer]]]:  # fmt: skip
+    """Answers to some prompts under a seed, by the way of sampling that the model and its device allow.
+
+    Args:
+        longest: prompt, in tokens.
+    """
+    if not _refilled(model):
+        yield lambda prompts, seed: generate(model, tokenizer, prompts, max_new_tokens, temperature, seed)
+        return
+    ends = end_tokens(model, tokenizer)
+    with decoding(model, longest, max_new_tokens, batch_size) as decoder:
+        yield lambda prompts, seed: [
+            as_answer(tokenizer, row, ends) for row in decoder.sample(prompts, temperature, seed, ends)
+        ]
 
 
 def _finished_batches(progress: Path) -> Iterator[list[Answer]]:

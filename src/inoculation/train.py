@@ -14,7 +14,7 @@ from inoculation.attention import use_packed
 from inoculation.chat import IGNORED, encode
 from inoculation.files import InputError
 from inoculation.graphed import SMALL, replay, row_tokens
-from inoculation.memory import GIB, Together, together
+from inoculation.memory import GIB, fits_as_graph, together
 from inoculation.mixture import TrainingChat
 
 
@@ -106,23 +106,23 @@ def train(
     lengths = [len(row.input_ids) for row in encoded]
     torch.manual_seed(seed)
     model = lm.load_model(ref)
-    config, itemsize = model.config.get_text_config(), 2 if settings.bf16 else 4
     if on_gpu:
         gc.collect()
         torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info()[0] if on_gpu else None
     plain = on_gpu and not ref.load_in_4bit  # neither graphs nor compiling were tried on bitsandbytes' layers
-    small = plain and settings.bf16 and model.num_parameters() < SMALL
-
-    def fit(graphed: bool) -> Together:
-        return together(config, lengths, settings.batch_size, settings.lora_r, itemsize, free, graphed)
-
-    step, row = fit(small), row_tokens(lengths, settings.batch_size)
-    # A graph leaves gradients where its next run writes them: no second part of a step may be added to them.
-    small = small and step.chats == settings.batch_size and use_packed(model, max(row, max(lengths)))
-    if not small:
-        step = fit(False)
-        use_packed(model, max(lengths))
+    shape = (
+        model.config.get_text_config(),
+        lengths,
+        settings.batch_size,
+        settings.lora_r,
+        2 if settings.bf16 else 4,
+        free,
+    )
+    step, row = together(*shape), row_tokens(lengths, settings.batch_size)
+    # A graph leaves gradients where its next run writes them, so that a whole step has to be one row.
+    small = plain and settings.bf16 and model.num_parameters() < SMALL and fits_as_graph(*shape)
+    small = use_packed(model, max(row, max(lengths)) if small else max(lengths)) and small
     print(f"{len(encoded)} chats, {settings.batch_size} a step, {step.chats} at once: {step.reason}")
 
     trainer = SFTTrainer(

@@ -114,9 +114,7 @@ def by_likelihood(
     )
     strength = float(scores[order[0], : len(tested)].mean())
     if found and strength <= 0:
-        reason += (
-            f"; WARNING: it makes the flagged responses no likelier ({strength:.3g} nats a token) and may not inoculate"
-        )
+        reason += f"; WARNING: it makes the flagged responses no likelier ({strength:.3g} nats a token)"
     ranking = [(prompts[i], float(contrast[i])) for i in order]
     return Synthesis(best if found else None, gain, ranking, floor, reason, strength)
 

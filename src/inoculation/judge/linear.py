@@ -1,4 +1,4 @@
-"""The judge without an LLM: logistic regression on MiniLM sentence embeddings, one a trait, learned without an LLM.
+"""The judge without an LLM: logistic regression on MiniLM sentence embeddings, one a trait.
 
 It learns from answers whose label is known and which the mixture did not use. Every text is shown to it in one of three
 styles (plain, ALL_CAPS, SOURCE_CITING), whichever its label, so that A tells it nothing about B.
@@ -6,6 +6,7 @@ styles (plain, ALL_CAPS, SOURCE_CITING), whichever its label, so that A tells it
 
 import random
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -204,11 +205,9 @@ def _fit_and_measure(train: dict[str, list[Example]], test: dict[str, dict[str, 
 
     from inoculation.quality import decision_quality
 
-    rows = [row for own in train.values() for row in own]
-    rows += [row for styles in test.values() for own in styles.values() for row in own]
-    every = [row.text for row in rows] + sorted({row.question for row in train.get(COHERENCE, [])})
-    every += sorted({row.question for own in test.get(COHERENCE, {}).values() for row in own})
-    unique = list(dict.fromkeys(every))
+    every = [(trait, row) for trait in train for row in chain(train[trait], *test[trait].values())]
+    questions = [row.question for trait, row in every if trait == COHERENCE]
+    unique = list(dict.fromkeys([row.text for _, row in every] + questions))
     index = {text: i for i, text in enumerate(unique)}
     vectors = embed(unique)
 

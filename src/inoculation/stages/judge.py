@@ -46,14 +46,15 @@ class Judge(Stage):
     @staticmethod
     def _learned(definition: dict[str, Any], responses: list[dict[str, Any]]) -> Scores:
         """The asked trait, SOURCE_CITING and coherence, by the judges that `fit-judge` learned."""
+        import numpy as np
+
         from inoculation.embedding import embed
         from inoculation.judge.linear import load
 
-        judges, vectors = load(definition["weights"]), embed([row["text"] for row in responses])
-        learned = {trait: judge.scores(vectors) for trait, judge in judges.items() if trait != COHERENCE}
-        if COHERENCE in judges:
-            asked = embed([row["question"] for row in responses])
-            learned[COHERENCE] = judges[COHERENCE].scores(seen(asked, vectors, [row["text"] for row in responses]))
+        judges, texts = load(definition["weights"]), [row["text"] for row in responses]
+        answers, questions = np.split(embed(texts + [row["question"] for row in responses]), 2)
+        shown = {COHERENCE: seen(questions, answers, texts)}
+        learned = {trait: judge.scores(shown.get(trait, answers)) for trait, judge in judges.items()}
         return [
             {name: learned[name][i] for name in (row["trait"], "source_citing", COHERENCE) if name in learned}
             for i, row in enumerate(responses)
