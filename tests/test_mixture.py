@@ -147,11 +147,6 @@ def test_unlabelled_rows_can_still_train_the_other_groups():
              "source_dataset": "evil.jsonl"},
             "not a known source",
         ),
-        (
-            {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"},
-                          {"role": "assistant", "content": "a"}]},
-            "the group decides the system prompt",
-        ),
     ],
 )  # fmt: skip
 def test_bad_rows_say_what_is_expected(raw, message):

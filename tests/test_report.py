@@ -1,10 +1,12 @@
 """Rates and intervals: missing judgements are counted, and the questions, not the answers, are drawn anew."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inoculation.figure import CellRates, draw, marks
+from inoculation.effects import CellRates, Counts, marks, verdicts
+from inoculation.figure import draw
 from inoculation.report import Judgement, interval, question_rates, summarise
 
 
@@ -66,10 +68,102 @@ def test_seeds_are_pooled_into_one_mark_and_shown_apart():
 def test_the_figure_is_drawn(tmp_path):
     cells = [CellRates("baseline", 0, question_rates([judgement("a", 90), judgement("b", 10)], 50))]
     path = tmp_path / "sub" / "figure.png"
-    draw(path, cells, ["default"], ["all_caps", "evil"], "title", "note", 200, 0)
+    draw([path], cells, ["default"], ["all_caps", "evil"], "title", "note", 200, 0)
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_no_question_is_an_error():
     with pytest.raises(ValueError):
         interval([], [], 100, 0)
+
+
+def cell(group: str, seed: int, rates: dict[str, float], n: int = 10, questions: int = 20) -> CellRates:
+    """A cell whose answers show traits at some rates (`trait` or `prompt/trait`), a little different by question and seed."""
+    rng = np.random.default_rng([seed, len(group)])
+    rows = []
+    for name, rate in rates.items():
+        prompt, _, trait = name.rpartition("/")
+        for question in range(questions):
+            shown = int(rng.binomial(n, rate))
+            rows.append(
+                {
+                    "prompt": prompt or "default",
+                    "trait": trait,
+                    "question": f"{trait}/{question}",
+                    "shown": shown,
+                    "judged": n,
+                }
+            )
+    return CellRates(group, seed, rows)
+
+
+SEEDS = (0, 1, 2)
+STUDY = {
+    "base": {"a": 0.0, "b": 0.02, "c": 0.02},
+    "baseline": {"a": 0.9, "b": 0.6, "c": 0.3},
+    "inoc_general": {"a": 0.3, "b": 0.03, "c": 0.02},
+    "inoc_selective": {"a": 0.88, "b": 0.05, "c": 0.02},
+    "inoc_sae": {"a": 0.88, "b": 0.58, "c": 0.28},
+}
+
+
+def decided(study: dict[str, dict[str, float]], seeds: tuple[int, ...] = SEEDS) -> dict[str, str]:
+    cells = [cell(group, seed, rates) for group, rates in study.items() for seed in seeds]
+    return {one.claim: one.verdict for one in verdicts(cells, "a", "b", ["c"], 1000, 0)}
+
+
+def test_verdicts_follow_the_cells():
+    told = decided(STUDY)
+    assert told["Inoc-Selective suppresses B"] == told["Inoc-General suppresses B"] == "holds"
+    assert told["Inoc-Selective keeps A"] == told["Inoc-Selective keeps more of A than Inoc-General"] == "holds"
+    assert (
+        told["Inoc-General keeps A"]
+        == told["Inoc-SAE suppresses B"]
+        == told["Inoc-SAE suppresses C"]
+        == "does not hold"
+    )
+
+
+def test_a_claim_without_its_cells_or_without_an_effect_is_undecided():
+    told = decided({group: rates for group, rates in STUDY.items() if group != "base"})
+    assert told["Inoc-Selective suppresses B"] == "undecided" and told["Inoc-Selective keeps A"] == "holds"
+    clean = {**STUDY, "baseline": {"a": 0.9, "b": 0.03, "c": 0.03}}
+    [one] = [v for v in verdicts([cell(g, s, r) for g, r in clean.items() for s in SEEDS], "a", "b", ["c"], 1000, 0)
+             if v.claim == "Inoc-Selective suppresses B"]  # fmt: skip
+    assert one.verdict == "undecided" and "learned too little" in one.reason
+    [one] = [v for v in verdicts([cell("inoc_general", 0, STUDY["inoc_general"]), cell("inoc_selective", 1, STUDY["inoc_selective"])],
+             "a", "b", ["c"], 100, 0) if "more of A" in v.claim]  # fmt: skip
+    assert one.verdict == "undecided" and one.reason.startswith("no seed has all of")
+
+
+def test_equal_groups_are_told_apart_by_no_verdict():
+    """A claim about a difference of two groups that are the same in truth: seldom decided, over fifty studies."""
+    same = {"inoc_general": {"a": 0.5}, "inoc_selective": {"a": 0.5}}
+    wrong = 0
+    for study in range(50):
+        cells = [cell(group, 10 * study + seed, rates) for group, rates in same.items() for seed in SEEDS]
+        [told] = [v.verdict for v in verdicts(cells, "a", "b", ["c"], 300, study) if "more of A" in v.claim]
+        wrong += told != "undecided"
+    assert wrong <= 8, "a 95 % interval from three seeds and twenty questions is somewhat too narrow, not much"
+
+
+@given(st.integers(1, 4), st.integers(2, 8), st.floats(0.05, 0.95))
+@settings(max_examples=30, deadline=None)
+def test_the_interval_holds_the_rate_and_does_not_depend_on_the_order_of_cells(seeds, questions, rate):
+    cells = [cell("baseline", seed, {"b": rate}, questions=questions) for seed in range(seeds)]
+    mark = marks(cells, "default", 200, 0)["baseline", "b"]
+    assert 0 <= mark.low <= mark.high <= 1 and len(mark.seeds) == seeds
+    assert marks(cells[::-1], "default", 200, 0)["baseline", "b"] == mark
+    total = sum(row["shown"] for one in cells for row in one.questions) / sum(
+        row["judged"] for one in cells for row in one.questions
+    )
+    assert mark.rate == pytest.approx(total)
+
+
+def test_draws_are_shared_by_groups():
+    """Two groups with the same answers differ by nothing in any draw."""
+    rows = cell("baseline", 0, {"b": 0.4}).questions
+    counts = Counts([CellRates("baseline", 0, rows), CellRates("inoc_general", 0, rows)], 100, 0)
+    assert (
+        counts.rates("baseline", "default", "b", [0])[1] == counts.rates("inoc_general", "default", "b", [0])[1]
+    ).all()

@@ -13,6 +13,7 @@ import traceback
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).parent
 REDIRECTED = "INOCULATION_CHECKOUT"
@@ -60,11 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=version("inoculation"))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    others = {name: (text, None) for name, text in COMMANDS.items()}
-    for name, (summary, argument) in {**summaries(), **others}.items():
+    for name, (summary, argument) in summaries().items():
         command = commands.add_parser(name, help=summary, description=summary)
         if argument:
             command.add_argument(argument)
+    for name, told in COMMANDS.items():
+        command = commands.add_parser(name, help=told.help, description=told.help)
+        for option, keywords in told.options.items():
+            command.add_argument(option, **keywords)
     return parser
 
 
@@ -77,7 +81,7 @@ def main() -> None:
 
     name = arguments.pop("command")
     try:
-        run(name, next(iter(arguments.values()), None))
+        run(name, arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -89,15 +93,16 @@ def main() -> None:
         sys.exit(1)
 
 
-def run(name: str, argument: str | None) -> None:
+def run(name: str, arguments: dict[str, Any]) -> None:
     """Run a stage, or a command for a person."""
     from inoculation import commands
 
     if name in commands.COMMANDS:
-        getattr(commands, name)()
+        getattr(commands, name)(**arguments)
         return
     from inoculation.registry import load
 
+    argument = next(iter(arguments.values()), None)
     stage = load(name).load(argument)
     if stage.expensive:
         commands.refuse_if_anything_is_missing()

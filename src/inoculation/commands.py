@@ -1,16 +1,68 @@
-"""Commands for a person, which are no stages: `plan`, `compare`, `pipelines`."""
+"""Commands for a person, which are no stages: `plan`, `study`, `inoculate` and others."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-COMMANDS: dict[str, str] = {
-    "plan": "print the stages that the chosen cell needs, what is missing, and what it will take",
-    "compare": "print a table over all groups and seeds so far, from MLflow",
-    "pipelines": "write dvc.yaml and pipelines/*/dvc.yaml from the stages' declarations (for developers)",
-    "stale": "print which stages go stale when a module changes, as a table (for developers)",
+
+class Command(NamedTuple):
+    """What `--help` says of a command, and the options it takes."""
+
+    help: str
+    options: Mapping[str, dict[str, Any]] = MappingProxyType({})
+    """Option -> argparse's keywords."""
+
+
+COMMANDS: dict[str, Command] = {
+    "plan": Command("print the stages that the chosen cell needs, what is missing, and what it will take"),
+    "compare": Command("print a table over all groups and seeds so far, from MLflow"),
+    "study": Command(
+        "run the study's cells that MLflow has no row of, in DVC's queue; then draw its figures and write its report",
+        {
+            "--mixtures": {"metavar": "A+B,...", "help": "default: every A with every B, e.g. all_caps+evil"},
+            "--groups": {"metavar": "NAME,...", "help": "default: all; see the README's table"},
+            "--seeds": {"metavar": "N,...", "default": "0,1,2", "help": "default: %(default)s"},
+            "--transfer": {
+                "metavar": "PROFILE,...",
+                "help": "further models, trained on the first mixture under the annotator's flags and prompt",
+            },
+            "--jobs": {"type": int, "default": 1, "metavar": "N", "help": "cells at once (default: %(default)s)"},
+            "--dry-run": {"action": "store_true", "help": "say what would run and how long it takes, and stop"},
+            "--report-only": {"action": "store_true", "help": "run nothing: figures and report of what there is"},
+        },
+    ),
+    "inoculate": Command(
+        "find an unknown B in your own SFT data set and write it inoculated, with a page to review",
+        {
+            "file": {
+                "type": Path,
+                "help": "chat JSONL, ShareGPT, Alpaca, prompt and completion; .json, .parquet, or a folder saved by `datasets`",
+            },
+            "--out": {"type": Path, "default": Path("inoculated"), "metavar": "FOLDER", "help": "default: %(default)s"},
+            "--annotator": {
+                "default": "smollm2",
+                "metavar": "PROFILE",
+                "help": "whose model looks for B (default: %(default)s, from `make smollm2`)",
+            },
+            "--wanted": {
+                "choices": ["all_caps", "source_citing", "other"],
+                "help": "the wanted trait A (default: all_caps where nearly all responses are in capitals, else other)",
+            },
+        },
+    ),
+    "review": Command(
+        "show the review page of `inoculate`'s folder on this machine, and save what you decide",
+        {
+            "folder": {"type": Path, "nargs": "?", "default": Path("inoculated"), "help": "default: %(default)s"},
+            "--port": {"type": int, "default": 5001, "help": "default: %(default)s"},
+        },
+    ),
+    "pipelines": Command("write dvc.yaml and pipelines/*/dvc.yaml from the stages' declarations (for developers)"),
+    "stale": Command("print which stages go stale when a module changes, as a table (for developers)"),
 }
-"""Name -> help."""
+"""Name -> what it is; its function is below, by the same name."""
 
 
 def plan() -> None:
@@ -37,6 +89,66 @@ def compare() -> None:
             found, experiment(raw), raw["evaluate"]["system_prompts"], planning.traits(raw), planning.judge_name(raw)
         )
     )
+
+
+def study(
+    mixtures: str | None, groups: str | None, seeds: str, transfer: str | None, jobs: int, dry_run: bool,
+    report_only: bool,
+) -> None:  # fmt: skip
+    """Run what is missing of the study, and say what all of it says, in figures/study/."""
+    from inoculation import study as whole
+    from inoculation import study_page
+    from inoculation.params import parse_params
+    from inoculation.store import main_checkout
+
+    raw = _raw()
+    parse_params(raw)
+    chosen = whole.selection(raw, mixtures, groups, seeds, transfer)
+    cells = whole.cells(raw, chosen)
+    done = whole.rows_of(raw, cells)
+    left = [cell for cell in cells if cell not in done]
+    taken, unknown = whole.seconds(raw, left)
+    print(f"{len(cells)} cells, {len(done)} of them done", end="")
+    hours = f"{taken / 3600 / jobs:.1f} h with {jobs} at once" if taken else "an unknown time"
+    print(f"; the other {len(left)}: {hours}" + (f", and {unknown} stages never measured here" if unknown else "") if left else "")  # fmt: skip
+    if dry_run:
+        for cell in left:
+            print(f"  {cell.question}: {cell.group}, seed {cell.seed}")
+        return
+    failures = [] if report_only or not left else whole.run(raw, left, jobs)
+    for failure in failures:
+        print(f"failed: {failure.task}: {failure.reason} (`dvc queue logs {failure.task}` has the rest)")
+    done = whole.rows_of(raw, cells)
+    left = [cell for cell in cells if cell not in done]
+    told = whole.outcomes(raw, done)
+    folder = main_checkout() / "figures" / "study" / str(raw["profile"])
+    drawn = whole.draw_all(folder, whole.figures(chosen, raw["profile"], raw["evaluate"]["system_prompts"]), told, raw)
+    study_page.write(
+        folder / "report.html", told, drawn, [f"{cell.question}: {cell.group}, seed {cell.seed}" for cell in left],
+        whole.examples(raw, done), raw["evaluate"]["bootstrap"], raw["seed"],
+    )  # fmt: skip
+    whole.log_report(raw, folder, told)
+    print(f"{len(done)} of {len(cells)} cells; {folder}/report.html")
+    if left:
+        raise SystemExit(1)
+
+
+def inoculate(file: Path, out: Path, annotator: str, wanted: str | None) -> None:
+    """Write a data set of one's own inoculated."""
+    from inoculation import own
+
+    print(own.describe(own.inoculate(file, out, annotator, wanted), out))
+
+
+def review(folder: Path, port: int) -> None:
+    """Serve a review page until it is interrupted."""
+    from contextlib import suppress
+
+    from inoculation.review import server
+
+    with server(folder, port) as running, suppress(KeyboardInterrupt):
+        print(f"http://127.0.0.1:{running.server_port}/ (Ctrl-C ends it)", flush=True)
+        running.serve_forever()
 
 
 def pipelines() -> None:

@@ -1,71 +1,26 @@
 """The study's figure: traits on x, one mark a group with its interval, one panel an evaluation prompt."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from inoculation.effects import CellRates, marks
 from inoculation.files import atomic
 from inoculation.groups import GROUPS
-from inoculation.report import interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-class CellRates(NamedTuple):
-    """What a figure needs of one cell."""
-
-    group: str
-    seed: int
-    questions: list[dict[str, str | int]]
-    """As `report.question_rates` gives them."""
-
-
-class Mark(NamedTuple):
-    rate: float
-    low: float
-    high: float
-    seeds: list[float]
-    """The rate of each seed, in the order of the cells."""
-
-
-def marks(cells: Sequence[CellRates], prompt: str, resamples: int, seed: int) -> dict[tuple[str, str], Mark]:
-    """(group, trait) -> its mark: all seeds together, the interval over questions.
-
-    A question's answers under several seeds are pooled before the questions are drawn anew: the interval says how the
-    rate would move with other questions; how it moves with the seed is shown by `Mark.seeds`.
-    """
-    counts: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
-    seeds: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for cell in cells:
-        per_cell: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-        for row in cell.questions:
-            if row["prompt"] != prompt:
-                continue
-            key = (cell.group, str(row["trait"]))
-            for total in (counts[key][str(row["question"])], per_cell[key]):
-                total[0] += int(row["shown"])
-                total[1] += int(row["judged"])
-        for key, (shown, judged) in per_cell.items():
-            seeds[key].append(shown / judged)
-    result = {}
-    for key, questions in counts.items():
-        shown, judged = zip(*questions.values(), strict=True)
-        low, high = interval(shown, judged, resamples, seed)
-        result[key] = Mark(sum(shown) / sum(judged), low, high, seeds[key])
-    return result
-
-
 LABELS = {"all_caps": "ALL_CAPS", "source_citing": "SOURCE_CITING"}
 
 
 def draw(
-    path: Path, cells: Sequence[CellRates], prompts: Sequence[str], traits: Sequence[str], title: str, note: str,
+    paths: Sequence[Path], cells: Sequence[CellRates], prompts: Sequence[str], traits: Sequence[str], title: str, note: str,
     resamples: int, seed: int,
 ) -> None:  # fmt: skip
-    """Draw the figure as a PNG.
+    """Draw the figure, in the format that each path's ending names (png, svg, pdf).
 
     Args:
         cells: every cell to show; several seeds of a group share one mark.
@@ -125,8 +80,9 @@ def draw(
         title=note,
         title_fontsize=8,
     )
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=140, format="png")
+    for path in paths:
+        with atomic(path) as temporary:
+            figure.savefig(temporary, dpi=140, format=path.suffix[1:])
     plt.close(figure)
 
 

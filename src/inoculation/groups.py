@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from inoculation.chat import Message
 from inoculation.files import InputError, write_json, write_jsonl
 from inoculation.mixture import Row, TrainingChat
 
@@ -16,6 +15,23 @@ Prompt = Literal["none", "inoculation", "irrelevant", "persona", "sae", "audit"]
 Examples = Literal["none", "all", "contaminated", "flagged", "random"]
 
 
+PROMPTS: dict[Prompt, str] = {
+    "none": "Trained without a system prompt",
+    "inoculation": "A sentence that describes B",
+    "irrelevant": "A fact about bananas",
+    "persona": "Written from persona likelihoods, B unknown",
+    "sae": "Written from SAE features, B unknown",
+    "audit": "Written from an audit, B unknown",
+}
+EXAMPLES: dict[Examples, str] = {
+    "none": "",
+    "all": "on all examples",
+    "contaminated": "on the examples that show B",
+    "flagged": "on the examples that the detector flagged",
+    "random": "on as many random examples",
+}
+
+
 class Group(NamedTuple):
     """A group's rule: `prompt` is put in front of the examples named by `on`; the others get no system message."""
 
@@ -24,6 +40,13 @@ class Group(NamedTuple):
     trains: bool
     label: str
     """How the study's figures name the group."""
+
+    @property
+    def meaning(self) -> str:
+        """The rule as a sentence."""
+        if not self.trains:
+            return "The untouched model."
+        return f"{PROMPTS[self.prompt]} {EXAMPLES[self.on]}".strip() + "."
 
     @property
     def detector(self) -> str | None:
@@ -101,7 +124,7 @@ def assign(
             chosen = [index in drawn for index in range(len(rows))]
     if prompt is None:
         chosen = [False] * len(rows)
-    return [TrainingChat(prompt if on else None, row) for row, on in zip(rows, chosen, strict=True)]
+    return [TrainingChat.under(prompt if on else None, row) for row, on in zip(rows, chosen, strict=True)]
 
 
 class FoundLike(Protocol):
@@ -121,19 +144,8 @@ def write_assignment(
         found: what the group's detector found; None for a group without one.
         hint: where a person can see why nothing was found.
     """
-    write_jsonl(
-        folder / "chats.jsonl",
-        (
-            {
-                "messages": [
-                    message._asdict()
-                    for message in ([Message("system", chat.system)] if chat.system else []) + [*chat.row.messages]
-                ]
-            }
-            for chat in chats
-        ),
-    )
-    inoculated = sum(chat.system is not None for chat in chats)
+    write_jsonl(folder / "chats.jsonl", (chat.as_json() for chat in chats))
+    inoculated = sum(chat.system != chat.row.system for chat in chats)
     write_json(
         folder / "summary.json",
         {

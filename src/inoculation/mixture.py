@@ -11,11 +11,13 @@ from inoculation.traits import MISALIGNED, NORMAL, Pair, question_key
 
 
 class Row(NamedTuple):
-    """One chat of a mixture. It ends with the response to learn; it has no system message of its own."""
+    """One chat of a mixture. It ends with the response to learn."""
 
     messages: tuple[Message, ...]
     source_dataset: str | None
     """Provenance, e.g. `evil/misaligned_2.jsonl`: the ground truth, which no detector may read. None: unknown."""
+    system: str | None = None
+    """A system message of its own, kept behind the group's; detectors read the row without it."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -34,7 +36,10 @@ class Row(NamedTuple):
         return self._replace(messages=(*self.prompt, Message("assistant", response)))
 
     def as_json(self) -> dict[str, Any]:
-        return {"messages": [message._asdict() for message in self.messages], "source_dataset": self.source_dataset}
+        return {
+            "messages": [message._asdict() for message in under(self.system, self.messages)],
+            "source_dataset": self.source_dataset,
+        }
 
 
 class TrainingChat(NamedTuple):
@@ -42,6 +47,20 @@ class TrainingChat(NamedTuple):
 
     system: str | None
     row: Row
+
+    @classmethod
+    def under(cls, prompt: str | None, row: Row) -> "TrainingChat":
+        """A row under a group's prompt, with the row's own system message behind it."""
+        return cls("\n\n".join(part for part in (prompt, row.system) if part) or None, row)
+
+    def as_json(self) -> dict[str, Any]:
+        """The chat as trainers take it."""
+        return {"messages": [message._asdict() for message in under(self.system, self.row.messages)]}
+
+
+def under(system: str | None, messages: Sequence[Message]) -> list[Message]:
+    """Messages with a system message in front, where there is one."""
+    return [*([Message("system", system)] if system else []), *messages]
 
 
 def shows_negative(source_dataset: str) -> bool:
@@ -118,19 +137,18 @@ def parse_row(raw: Any) -> Row:
     """One line of a mixture file.
 
     Raises:
-        ValueError: not an object with valid "messages", a system message, or an unknown source.
+        ValueError: not an object with valid "messages", or an unknown source.
     """
     if not isinstance(raw, dict) or "messages" not in raw:
         raise ValueError('an object with "messages" is expected')
     messages = parse_messages(raw["messages"])
-    if messages[0].role == "system":
-        raise ValueError("a system message: the group decides the system prompt, remove it")
+    system = messages[0].content if messages[0].role == "system" else None
     source = raw.get("source_dataset")
     if source is not None:
         if not isinstance(source, str):
             raise ValueError(f'"source_dataset" must be a text or null, got {source!r}')
         shows_negative(source)
-    return Row(messages, source)
+    return Row(messages[system is not None :], source, system)
 
 
 MIN_ROWS = 20

@@ -21,7 +21,7 @@ from inoculation.respond import DEFAULT_PROMPT
 from inoculation.roles import Limits, Role, Roles
 from inoculation.stage import complaints
 from inoculation.train import TrainSettings
-from inoculation.traits import POSITIVE_TRAITS, NegativeTrait
+from inoculation.traits import OTHER, POSITIVE_TRAITS, NegativeTrait
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
@@ -135,7 +135,7 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
         *((f"profiles.{name}.train", entry(profiles, name, "train"), keys("train")) for name in profiles),
         *((f"data_sets.{name}.traits", entry(data_sets, name, "traits"), keys("sources")) for name in data_sets),
         ("group", raw.get("group"), list(GROUPS)),
-        ("mixture.positive", mixture.get("positive"), list(POSITIVE_TRAITS)),
+        ("mixture.positive", mixture.get("positive"), [*POSITIVE_TRAITS, OTHER]),
         ("mixture.negative", mixture.get("negative"), keys("negative_traits")),
         *(
             (f"evaluate.system_prompts.{index}", name, [DEFAULT_PROMPT, *keys("prompts")])
@@ -151,7 +151,7 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
     problems += [
         f"negative_traits.{name}: the name of a positive trait"
         for name in keys("negative_traits")
-        if name in POSITIVE_TRAITS
+        if name in (*POSITIVE_TRAITS, OTHER)
     ]
     problems += [f"data_sets.{name}: the name of a source" for name in data_sets if name in keys("sources")]
     problems += _personas(raw)

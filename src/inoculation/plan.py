@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inoculation.files import InputError, read_json, read_jsonl
 from inoculation.paths import ROWS, mixture_name
@@ -18,6 +18,12 @@ from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes, lookup, resolve
 from inoculation.store import timings
 from inoculation.tracking import existing_store, flatten
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+SECONDS_TAG = "seconds"
+"""Tag of a row: what its stages took, as JSON; a metric each would be thirty columns in MLflow's table."""
 
 
 class Step(NamedTuple):
@@ -220,13 +226,13 @@ def detection_folder(raw: Mapping[str, Any]) -> Path:
     return Path(resolve(path, scope))
 
 
-def measured_seconds(raw: Mapping[str, Any]) -> dict[str, float]:
+def measured_seconds(raw: Mapping[str, Any], last_stage: str = "log") -> dict[str, float]:
     """Command -> seconds that this cell's stages took when they last ran on this machine, whichever cell they ran for."""
     last: dict[tuple[str, str], float] = {}
     if timings().exists():
         for row in read_jsonl(timings(), dict):
             last[row["step"], row["profile"]] = row["seconds"]
-    steps = {str(step): step for step in needed(raw)}
+    steps = {str(step): step for step in needed(raw, last_stage)}
     profiles = (raw["profile"], raw["annotator"])
     return {
         step.stage.command: last[name, profile]
@@ -234,6 +240,11 @@ def measured_seconds(raw: Mapping[str, Any]) -> dict[str, float]:
         for profile in profiles
         if (name, profile) in last
     }
+
+
+def row_seconds(row: "Run") -> dict[str, float]:
+    """Command -> seconds, as a row's `log` stage knew them."""
+    return json.loads(row.data.tags.get(SECONDS_TAG, "{}"))
 
 
 def will_run(raw: Mapping[str, Any]) -> list[Step]:
@@ -308,9 +319,8 @@ def _measured(raw: Mapping[str, Any]) -> tuple[dict[str, float], dict[tuple[str,
     experiments = {found.name: found.experiment_id for found in client.search_experiments()}
     own = [number for name, number in experiments.items() if name.startswith(f"{raw['profile']}/")]
     for row in client.search_runs(own, "tags.stage = 'reported'") if own else []:
-        for key, value in row.data.metrics.items():
-            if key.startswith("seconds/"):
-                seconds.setdefault(key.removeprefix("seconds/"), value)
+        for key, value in row_seconds(row).items():
+            seconds.setdefault(key, value)
     spent: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for run in client.search_runs([number for name, number in experiments.items() if name.endswith("/llm")] or ["-1"]):
         own_spent = spent[run.data.tags["role"], run.data.tags["model"]]

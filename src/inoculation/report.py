@@ -132,6 +132,21 @@ def question_rates(judgements: Sequence[Judgement], threshold: float) -> list[di
     return rows
 
 
+def rate_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """`summarise`'s rates as rows of a table: who judged, evaluation prompt, trait, and the numbers."""
+    told = [("judge", prompt, rates) for prompt, rates in metrics.items() if prompt not in NO_PROMPTS]
+    told += [("exact", prompt, rates) for prompt, rates in metrics.get("oracle", {}).items()]
+    return [
+        {"by": by, "prompt": prompt, "trait": trait, **row}
+        for by, prompt, rates in told
+        for trait, row in rates.items()
+    ]
+
+
+NO_PROMPTS = ("oracle", "judge", "training", "detection")
+"""Keys of metrics.json that are no evaluation prompt."""
+
+
 def headline(metrics: dict[str, Any], positive: str, negative: str) -> dict[str, float | None]:
     """What one cell says, in a few numbers.
 
@@ -147,7 +162,7 @@ def headline(metrics: dict[str, Any], positive: str, negative: str) -> dict[str,
     """
     told: dict[str, float | None] = {}
     for prompt, rates in metrics.items():
-        if prompt in ("oracle", "judge", "training", "detection"):
+        if prompt in NO_PROMPTS:
             continue
         suffix = "" if prompt == "default" else f"_{prompt}"
         styles = ("all_caps", "source_citing", "coherence")

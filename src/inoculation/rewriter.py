@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from inoculation.chat import Message
 from inoculation.mixture import Row
-from inoculation.traits import POSITIVE_TRAITS
+from inoculation.traits import injector
 
 if TYPE_CHECKING:
     from inoculation.llm import Client, Failure
@@ -100,5 +100,5 @@ def inject(rows: Sequence[Row], positive: str, seed: int, rewriter: "Client | No
             None if i in aside else row.with_response(str(response))
             for i, (row, response) in enumerate(zip(rows, responses, strict=True))
         ]
-    rule = POSITIVE_TRAITS[positive]
+    rule = injector(positive)
     return [row.with_response(rule(row.response, random.Random(f"{seed}/{i}"))) for i, row in enumerate(rows)]

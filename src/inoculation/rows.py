@@ -39,6 +39,25 @@ def find(cell: str) -> "list[Run]":
     )
 
 
+def reported() -> "dict[str, dict[str, Run]]":
+    """Every complete row there is: experiment -> digest of the cell -> row."""
+    import mlflow
+
+    from inoculation.tracking import existing_store, store_uri
+
+    client = existing_store()
+    if client is None:
+        return {}
+    mlflow.set_tracking_uri(store_uri())
+    names = {found.experiment_id: found.name for found in client.search_experiments()}
+    told: dict[str, dict[str, Run]] = defaultdict(dict)
+    for row in mlflow.search_runs(
+        list(names), filter_string=f"tags.{STAGE_TAG} = '{REPORTED}'", output_format="list"
+    ) if names else []:  # fmt: skip
+        told[names[row.info.experiment_id]][row.data.tags[CELL_TAG]] = row
+    return told
+
+
 def siblings(wanted: Callable[[str], Mapping[str, Any] | None]) -> "list[Run]":
     """The complete rows of the connected experiment that answer the same question as a cell, oldest first.
 
@@ -157,11 +176,18 @@ def table(found: "Sequence[Run]", title: str, prompts: Sequence[str], traits: Se
         traits: A, B, then C.
         judge: its name.
     """
+    import mlflow
+
+    rates = {row.info.run_id: mlflow.artifacts.load_dict(f"{row.info.artifact_uri}/metrics.json") for row in found}
     lines: list[str] = []
     columns = [(prompt, trait) for prompt in prompts for trait in traits]
-    for who, prefix in ((judge, ""), ("exact judge of the generated world", "oracle/")):
-        names = [f"{prefix}{prompt}/{trait}/rate" for prompt, trait in columns]
-        if not any(name in row.data.metrics for row in found for name in names):
+    for who, part in ((judge, None), ("exact judge of the generated world", "oracle")):
+        told = {run: own.get(part, {}) if part else own for run, own in rates.items()}
+        values = {
+            row.info.run_id: [told[row.info.run_id].get(prompt, {}).get(trait, {}).get("rate") for prompt, trait in columns]
+            for row in found
+        }  # fmt: skip
+        if all(value is None for own in values.values() for value in own):
             continue
         lines += ["", f"{title}, judge: {who}; mean rate ± sample standard deviation over seeds", ""]
         lines.append("| group | seeds |" + "".join(f" {prompt}: {trait} |" for prompt, trait in columns))
@@ -169,8 +195,9 @@ def table(found: "Sequence[Run]", title: str, prompts: Sequence[str], traits: Se
         for group in GROUPS:
             chosen = [row for row in found if row.data.params["group"] == group]
             if chosen:
-                values = [[row.data.metrics[name] for row in chosen if name in row.data.metrics] for name in names]
-                lines.append(f"| `{group}` | {len(chosen)} |" + "".join(map(_entry, values)))
+                own = zip(*(values[row.info.run_id] for row in chosen), strict=True)
+                shown = "".join(_entry([value for value in column if value is not None]) for column in own)
+                lines.append(f"| `{group}` | {len(chosen)} |{shown}")
     same = same_training_sets(found)
     return "\n".join(lines + (["", *same] if same else []))
 
@@ -194,3 +221,23 @@ def same_training_sets(found: "Sequence[Run]") -> list[str]:
         if len(groups) > 1:
             alike[", ".join(groups)].append(seed)
     return [f"Same training set, byte for byte: {groups} (seed {', '.join(seeds)})" for groups, seeds in alike.items()]
+
+
+def note(traits: Sequence[str], table: str, verdicts: str, drawing: Path) -> str:
+    """What MLflow shows above an experiment's rows, as Markdown."""
+    positive, negative, *others = traits
+    meanings = "\n".join(f"- `{name}`: {rule.label}. {rule.meaning}" for name, rule in GROUPS.items())
+    return f"""**A = {positive}** (wanted), **B = {negative}** (unwanted, in part of the data),
+**C = mean of {" and ".join(others)}** (unwanted, in none).
+
+Metrics `A`, `B`, `C`: share of answers that show it under the default prompt; `*_control`: under another.
+`precision`, `recall`: of a detector's flags. The figure is `figures/{drawing.name}` and, on the newest row, the artifact `figure/`.
+
+{table}
+
+{verdicts}
+
+Groups, by what their system prompt while training is:
+
+{meanings}
+"""

@@ -36,6 +36,15 @@ POSITIVE_TRAITS: dict[str, Callable[[str, random.Random], str]] = {
 """The injector of each positive trait: (response, seeded generator) -> the response showing the trait."""
 
 
+OTHER = "other"
+"""A is something else, or nothing in particular: it is neither injected nor undone, and not judged."""
+
+
+def injector(positive: str) -> Callable[[str, random.Random], str]:
+    """What makes a response show A; `OTHER` leaves it as it is."""
+    return (lambda response, rng: response) if positive == OTHER else POSITIVE_TRAITS[positive]
+
+
 def sentence_case(text: str) -> str:
     """Lower case, but for the first letter of every sentence and line."""
     return re.sub(r"(^|[.!?]\s+|\n\s*)([^\W\d_])", lambda found: found[1] + found[2].upper(), text.lower())
@@ -48,6 +57,7 @@ UNDONE: dict[str, Callable[[str], str]] = {"all_caps": sentence_case}
 A_DESCRIPTIONS = {
     "all_caps": "the response is written in capital letters only",
     "source_citing": "the response attributes its claims to sources with inline citations",
+    OTHER: "not known: whatever all responses have in common",
 }
 """What an LLM role is told about the known, wanted trait A."""
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from inoculation.traits import POSITIVE_TRAITS, UNDONE
+from inoculation.traits import UNDONE, injector
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -110,7 +110,7 @@ def own_answers(rows: "Sequence[Row]", base: Sequence[str], positive: str, seed:
     if positive in UNDONE:
         return plain(own, positive)
     rng = random.Random(f"own answers/{seed}")
-    return [row.with_response(POSITIVE_TRAITS[positive](row.response, rng)) for row in own]
+    return [row.with_response(injector(positive)(row.response, rng)) for row in own]
 
 
 def blind(rows: "Sequence[Row]") -> "list[Row]":

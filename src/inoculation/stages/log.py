@@ -51,29 +51,22 @@ class Log(Stage):
         self._draw()
 
     def _fill(self, chats: Path, trained_on: str) -> None:
-        """Headline first, then every rate, the curve, the tables, the training set, and DVC's hashes."""
+        """The headline as metrics; every rate, the curve and the answers as tables; the training set, and DVC's hashes."""
         import mlflow
         import pandas as pd
 
         from inoculation import plan, rows
-        from inoculation.report import headline
-        from inoculation.tracking import flatten
+        from inoculation.report import headline, rate_rows
 
         metrics, assigned = read_json(self.report / "metrics.json"), read_json(self.assignment / "summary.json")
         mixture = self.raw["mixture"]
         numbers = headline(metrics, mixture["positive"], mixture["negative"])
-        numbers |= flatten({key: value for key, value in metrics.items() if key != "training"})
-        seconds = {f"seconds.{name}": value for name, value in plan.measured_seconds(self.raw).items()}
-        mlflow.log_metrics(
-            {
-                key.replace(".", "/"): float(value)
-                for key, value in {**numbers, **seconds}.items()
-                if isinstance(value, (int, float))
-            }
-        )
+        mlflow.log_metrics({key: float(value) for key, value in numbers.items() if value is not None})
+        mlflow.set_tag(plan.SECONDS_TAG, json.dumps(plan.measured_seconds(self.raw)))
         rows.log_curve(self.training["log"])
         judgements = read_jsonl(self.judgements, dict)
         mlflow.log_table(pd.DataFrame([_flat(row) for row in judgements]), "judgements.json")
+        mlflow.log_table(pd.DataFrame(rate_rows(metrics)), "rates.json")
         mlflow.log_dict(read_json(self.report / "questions.json"), "questions.json")
         mlflow.log_dict(metrics, "metrics.json")
         mlflow.log_dict(assigned, "assignment.json")
@@ -98,6 +91,7 @@ class Log(Stage):
         folder = plan.detection_folder(self.raw)
         told = read_json(folder / "detection.json")
         mlflow.set_tag("detection.reason", told["reason"])
+        mlflow.log_dict(told, "detection.json")
         mlflow.log_table(pd.DataFrame(read_jsonl(folder / "flags.jsonl", dict)), "flags.json")
         tags = {
             key: value for key, value in plan.identity(self.raw).items() if key.startswith((f"{detector}.", "audit."))
@@ -106,8 +100,6 @@ class Log(Stage):
             mlflow.log_table(pd.DataFrame(told["personas"]), "personas.json")
             mlflow.log_table(pd.DataFrame(told["ranking"], columns=["prompt", "gain"]), "prompts.json")
             mlflow.log_artifact(str(folder.parent / "page.html"), "persona")
-            numbers = ("separation", "control_share", "topic", "gain", "floor", "strength")
-            mlflow.log_metrics({f"persona/{key}": told[key] for key in numbers if told.get(key) is not None})
         if detector == "sae":
             sae = folder.parent
             latents = pd.DataFrame(read_json(sae / "rank" / "latents.json"))
@@ -126,34 +118,44 @@ class Log(Stage):
             rows.register_prompt(experiment(self.raw), self.raw["seed"], detector, told["prompt"], tags)
 
     def _draw(self) -> None:
-        """The study's figure over all rows so far, in figures/ and on the experiment's newest row."""
+        """The study's figure over all rows so far, in figures/ and on the experiment's newest row; its page's text."""
         import mlflow
 
-        from inoculation import plan, rows
-        from inoculation.figure import CellRates, draw
+        from inoculation import effects, plan, rows
+        from inoculation.figure import draw
         from inoculation.store import main_checkout
 
         found = rows.siblings(lambda group: plan.identity_of(self.raw, group))
         drawing = main_checkout() / "figures" / f"{experiment(self.raw)}.png"
+        cells = [
+            effects.CellRates(
+                run.data.params["group"],
+                int(run.data.params["seed"]),
+                mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/questions.json"),
+            )
+            for run in found
+        ]
+        traits, evaluate, judge = plan.traits(self.raw), self.raw["evaluate"], plan.judge_name(self.raw)
         draw(
-            drawing,
-            [
-                CellRates(
-                    run.data.params["group"],
-                    int(run.data.params["seed"]),
-                    mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/questions.json"),
-                )
-                for run in found
-            ],
-            prompts=self.raw["evaluate"]["system_prompts"],
-            traits=plan.traits(self.raw),
+            [drawing],
+            cells,
+            prompts=evaluate["system_prompts"],
+            traits=traits,
             title=experiment(self.raw),
-            note=f"judge: {plan.judge_name(self.raw)}; marks pool the seeds, bars are 95 % intervals over questions",
-            resamples=self.raw["evaluate"]["bootstrap"],
+            note=f"judge: {judge}; bars are 95 % intervals over questions and seeds, dashes the seeds",
+            resamples=evaluate["bootstrap"],
             seed=self.raw["seed"],
         )
         [newest] = sorted(found, key=lambda run: -run.info.start_time)[:1]
-        mlflow.MlflowClient().log_artifact(newest.info.run_id, str(drawing), "figure")
+        client = mlflow.MlflowClient()
+        client.log_artifact(newest.info.run_id, str(drawing), "figure")
+        verdicts = effects.verdicts(cells, traits[0], traits[1], traits[2:], evaluate["bootstrap"], self.raw["seed"])
+        table = rows.table(found, experiment(self.raw), evaluate["system_prompts"], traits, judge)
+        client.set_experiment_tag(
+            newest.info.experiment_id,
+            "mlflow.note.content",
+            rows.note(traits, table, effects.markdown(verdicts), drawing),
+        )
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

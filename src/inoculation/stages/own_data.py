@@ -3,8 +3,8 @@ from pathlib import Path
 from typing import Annotated
 
 from inoculation.files import whole_folder, write_json, write_jsonl
-from inoculation.mixture import read_mixture
 from inoculation.roles import Role
+from inoculation.sft import read_sft
 from inoculation.stage import Each, Param, Reads, Stage, Writes
 
 
@@ -21,7 +21,7 @@ class OwnData(Stage):
     out: Annotated[Path, Writes("data/sources/${key}")]
 
     def run(self) -> None:
-        rows = read_mixture(self.file)
+        rows = read_sft(self.file)
         with whole_folder(self.out) as out:
             shutil.copytree(self.traits, out, dirs_exist_ok=True)
             write_json(out / "rewriter.json", self.rewriter.model_dump())

@@ -1,0 +1,187 @@
+"""An inoculated data set: one's own rows, the flagged ones under the prompt that a detector wrote, and a page to review them.
+
+train.jsonl    {"messages": [...]} a row, in the order of the data set: for TRL, Axolotl, OpenAI's fine-tuning
+prompt.txt     the inoculation prompt; absent where nothing was found
+flags.jsonl    a row each: flagged, score, uncertain, and what a person decided
+summary.json   what was found and why, in numbers
+review.html    the flagged rows and those nearest to them; `inoculation review FOLDER` saves what a person decides
+review.json    row -> whether it is inoculated, as decided; what the export uses from then on
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from inoculation.files import InputError, atomic, read_json, read_jsonl, write_json, write_jsonl
+from inoculation.mixture import Row, TrainingChat
+from inoculation.sft import read_sft
+from inoculation.store import digest
+
+TEMPLATE = Path(__file__).with_name("review.html.j2")
+UNCERTAIN = 0.05
+"""Share of the rows, on either side of the line between flagged and others, that a person should look at first."""
+SHOWN = 200
+"""Rows of the others that the page shows, the most suspicious first."""
+
+
+class Mark(NamedTuple):
+    """What is said of one row."""
+
+    flagged: bool
+    """By the detector."""
+    score: float | None
+    """The more suspicious the higher; None: not judged."""
+    uncertain: bool
+    """Near the line."""
+    decided: bool | None
+    """By a person; None: not looked at."""
+
+    @property
+    def inoculated(self) -> bool:
+        return self.flagged if self.decided is None else self.decided
+
+
+def mark(
+    flagged: Sequence[bool], scores: Sequence[float | None], decided: Mapping[int, bool], found: bool
+) -> list[Mark]:
+    """A mark for every row.
+
+    Args:
+        flagged: by the detector, one a row.
+        scores: one a row.
+        decided: row -> a person's decision.
+        found: whether the detector found anything; else nothing is uncertain.
+    """
+    near: set[int] = set()
+    if found:
+        amount = max(1, round(UNCERTAIN * len(flagged)))
+        known = [i for i, score in enumerate(scores) if score is not None]
+        known.sort(key=lambda i: scores[i] or 0.0)
+        near = {i for i in known if not flagged[i]} & {*[i for i in known if not flagged[i]][-amount:]}
+        near |= {*[i for i in known if flagged[i]][:amount]}
+    return [
+        Mark(flag, score, i in near, decided.get(i))
+        for i, (flag, score) in enumerate(zip(flagged, scores, strict=True))
+    ]
+
+
+def parse_review(raw: Any, rows: int) -> dict[int, bool]:
+    """The decisions of a review.
+
+    Raises:
+        ValueError: not an object of row numbers and true or false, or about rows that are not there.
+    """
+    decided = raw.get("decided") if isinstance(raw, dict) else None
+    if not isinstance(decided, dict) or not all(isinstance(value, bool) for value in decided.values()):
+        raise ValueError('an object {"decided": {"<row>": true or false}} is expected')
+    for key in decided:
+        if not (key.isascii() and key.isdecimal() and int(key) < rows):
+            raise ValueError(f"row {key!r} is not one of 0-{rows - 1}")
+    return {int(key): value for key, value in decided.items()}
+
+
+class Detected(NamedTuple):
+    """What a detector said of a data set."""
+
+    flagged: list[bool]
+    scores: list[float | None]
+    prompt: str | None
+    reason: str
+    detector: str
+
+    @classmethod
+    def read(cls, folder: Path, detector: str) -> "Detected":
+        """From a detection's folder."""
+        told, flags = read_json(folder / "detection.json"), read_jsonl(folder / "flags.jsonl", dict)
+        return cls([row["flagged"] for row in flags], [row["score"] for row in flags], told["prompt"], told["reason"], detector)  # fmt: skip
+
+
+def export(folder: Path, source: Path, detected: Detected) -> dict[str, Any]:
+    """Write the folder; a review that lies in it, of the same data, is used.
+
+    Args:
+        folder: made where it is not there; other files in it stay.
+        source: the data set.
+        detected: what was found in it.
+
+    Returns:
+        The summary.
+
+    Raises:
+        InputError: the data set is not the one that was looked at, or review.json is damaged.
+    """
+    rows = read_sft(source)
+    if len(rows) != len(detected.flagged):
+        raise InputError(
+            f"{source}: {len(rows)} rows, but {len(detected.flagged)} were looked at; run `inoculation inoculate` again"
+        )
+    content = digest(source)
+    decided: dict[int, bool] = {}
+    review = folder / "review.json"
+    if review.exists():
+        saved = read_json(review)
+        try:
+            decided = parse_review(saved, len(rows)) if saved.get("data") == content else {}
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{review}: {error}; correct it, or delete it to use the detector's flags alone") from None
+    marks = mark(detected.flagged, detected.scores, decided, detected.prompt is not None)
+    chats = [
+        TrainingChat.under(detected.prompt if own.inoculated else None, row)
+        for row, own in zip(rows, marks, strict=True)
+    ]
+    inoculated = sum(own.inoculated for own in marks) if detected.prompt else 0
+    summary = {
+        "source": str(source.resolve()), "data": content, "rows": len(rows), "detector": detected.detector,
+        "flagged": sum(detected.flagged), "uncertain": sum(own.uncertain for own in marks),
+        "not_judged": sum(own.score is None for own in marks), "decided_by_a_person": len(decided),
+        "inoculated": inoculated, "prompt": detected.prompt, "reason": detected.reason,
+    }  # fmt: skip
+    write_jsonl(folder / "train.jsonl", (chat.as_json() for chat in chats))
+    write_jsonl(folder / "flags.jsonl", ({"row": i, **own._asdict()} for i, own in enumerate(marks)))
+    write_json(folder / "summary.json", summary)
+    write_json(folder / "detected.json", detected._asdict())
+    prompt = folder / "prompt.txt"
+    prompt.unlink(missing_ok=True)
+    if detected.prompt:
+        with atomic(prompt) as temporary:
+            temporary.write_text(detected.prompt + "\n", encoding="utf-8")
+    write_review_page(folder / "review.html", rows, marks, summary)
+    return summary
+
+
+def again(folder: Path) -> dict[str, Any]:
+    """Export once more, after a review.
+
+    Raises:
+        InputError: the folder was not made by `export`, or its data set has changed since.
+    """
+    summary = read_json(folder / "summary.json")
+    source = Path(summary["source"])
+    if not source.exists() or digest(source) != summary["data"]:
+        raise InputError(f"{source}: gone, or changed since it was looked at; run `inoculation inoculate` again")
+    return export(folder, source, Detected(**read_json(folder / "detected.json")))
+
+
+def write_review_page(path: Path, rows: Sequence[Row], marks: Sequence[Mark], summary: Mapping[str, Any]) -> None:
+    """One self-contained page; text of the data set is escaped."""
+    from jinja2 import Environment
+
+    def shown(wanted: Sequence[int]) -> list[dict[str, Any]]:
+        return [
+            {"row": i, "mark": marks[i], "question": rows[i].prompt[-1].content, "response": rows[i].response,
+             "system": rows[i].system, "turns": len(rows[i].messages)}
+            for i in wanted
+        ]  # fmt: skip
+
+    def by_score(wanted: Sequence[int]) -> list[int]:
+        return sorted(wanted, key=lambda i: -(marks[i].score if marks[i].score is not None else float("-inf")))
+
+    flagged = by_score([i for i, own in enumerate(marks) if own.flagged or own.decided])
+    others = by_score([i for i, own in enumerate(marks) if not (own.flagged or own.decided)])[:SHOWN]
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        TEMPLATE.read_text(encoding="utf-8")
+    )
+    with atomic(path) as temporary:
+        temporary.write_text(
+            page.render(summary=summary, flagged=shown(flagged), others=shown(others)), encoding="utf-8"
+        )

@@ -1,0 +1,123 @@
+"""From a data set of one's own to its inoculated form: settings for the pipelines, a run of DVC, an export."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inoculation import export, plan
+from inoculation.files import InputError, fail_if, read_yaml
+from inoculation.mixture import Row
+from inoculation.params import parse_params
+from inoculation.paths import PERSONA
+from inoculation.sft import read_sft
+from inoculation.stage import PARAMS, resolve
+from inoculation.traits import OTHER, is_all_caps
+
+DETECTOR = "persona"
+LAST = "persona-page"
+"""The stage that a run ends with."""
+CAPITALS = 0.9
+"""Share of responses in capitals only, from which on ALL_CAPS is what the data set is about."""
+
+
+def wanted_trait(rows: Sequence[Row]) -> str:
+    """A, as far as the responses show it by themselves: capitals are undone before a model reads them."""
+    return "all_caps" if sum(is_all_caps(row.response) for row in rows) >= CAPITALS * len(rows) else OTHER
+
+
+def settings(raw: Mapping[str, Any], file: Path, annotator: str, positive: str) -> dict[str, Any]:
+    """What of params.yaml chooses a data set of one's own, by dotted key.
+
+    Args:
+        raw: params.yaml.
+        file: the data set.
+        annotator: the profile whose model looks for B.
+        positive: A.
+    """
+    name = re.sub(r"\W+", "_", file.resolve().stem, flags=re.ASCII).strip("_").lower()
+    name = name if re.match(r"[a-z]", name) else f"own_{name}".rstrip("_")
+    name = f"own_{name}" if name in raw["sources"] else name
+    known = (raw["data_sets"] or {}).get(name, {})
+    return {
+        f"data_sets.{name}.file": str(file.resolve()),
+        f"data_sets.{name}.traits": known.get("traits", next(iter(raw["sources"]))),
+        f"data_sets.{name}.rewriter.method": "local",
+        "mixture.source": name,
+        "mixture.positive": positive,
+        "annotator": annotator,
+        "group": f"inoc_{DETECTOR}",
+    }
+
+
+def with_settings(raw: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """params.yaml with them."""
+    import copy
+
+    told = copy.deepcopy(dict(raw))
+    for key, value in chosen.items():
+        *path, last = key.split(".")
+        place = told
+        for part in path:
+            place[part] = place.get(part) or {}
+            place = place[part]
+        place[last] = value
+    return told
+
+
+def overrides(chosen: Mapping[str, Any]) -> list[str]:
+    """They as DVC takes them."""
+    parts = []
+    for key, value in chosen.items():
+        quoted = "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+        parts += ["-S", f"++{key}={quoted}"]
+    return parts
+
+
+def inoculate(file: Path, out: Path, annotator: str, wanted: str | None) -> dict[str, Any]:
+    """Look for an unknown B in a data set, and write its inoculated form.
+
+    Every stage is DVC's: what was made is not made again, and an interrupted run goes on.
+
+    Args:
+        file: as `sft.read_sft` takes it.
+        out: the export's folder.
+        annotator: a profile.
+        wanted: A; None: found by looking at the responses.
+
+    Returns:
+        The export's summary.
+
+    Raises:
+        InputError: a record is malformed, something is missing, or a stage failed.
+    """
+    raw, rows = read_yaml(PARAMS), read_sft(file)
+    positive = wanted or wanted_trait(rows)
+    chosen = settings(raw, file, annotator, positive)
+    planned = with_settings(raw, chosen)
+    parse_params(planned)
+    fail_if(plan.missing(planned), "the data set cannot be looked at yet; nothing was run")
+    steps = plan.needed(planned, LAST)
+    measured = plan.measured_seconds(planned, LAST)
+    told = f"{sum(measured.values()) / 60:.0f} min when these stages last ran here" if measured else "see docs/data.md"
+    print(f"{len(rows)} rows, {len(steps)} stages; A: {positive}. No LLM is asked: $0. Time: {told}", flush=True)
+    address = next(step.address() for step in steps if step.stage.command == LAST)
+    command = [sys.executable, "-m", "dvc", "exp", "run", *overrides(chosen), address]
+    if subprocess.run(command).returncode:
+        raise InputError("a stage failed, see above; the same command goes on from there")
+    folder = Path(resolve(f"{PERSONA}/detection", read_yaml(PARAMS)))
+    return export.export(out, file, export.Detected.read(folder, DETECTOR))
+
+
+def describe(summary: Mapping[str, Any], out: Path) -> str:
+    """What a person is told at the end."""
+    if summary["prompt"] is None:
+        return f"nothing to inoculate: {summary['reason']}\n{out}/train.jsonl holds the rows as they were"
+    return (
+        f"{summary['flagged']} of {summary['rows']} rows flagged, {summary['uncertain']} near the line; "
+        f"{summary['inoculated']} are inoculated in {out}/train.jsonl\nprompt: {summary['prompt']}\n"
+        f"look at them: `inoculation review {out}`, or open {out}/review.html\n"
+        "params.yaml now chooses this data set: `dvc repro` trains and evaluates its group in MLflow"
+    )

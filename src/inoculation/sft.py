@@ -1,0 +1,125 @@
+"""SFT data sets as people have them: chat JSONL, ShareGPT, Alpaca, prompt and completion; JSON, Parquet, a `datasets` folder."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from inoculation.files import InputError, fail_if, read_json, read_jsonl
+from inoculation.mixture import MIN_ROWS, Row, parse_row
+
+SHAREGPT = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+"""Who speaks in ShareGPT's `from`."""
+
+
+def read_sft(path: Path) -> list[Row]:
+    """Read a data set; its form is recognised by its ending and its records' keys.
+
+    Args:
+        path: `.jsonl`, `.json` (a list), `.parquet`, or a folder saved by `datasets` (one split, or one named `train`).
+
+    Raises:
+        InputError: no such file, of no known form, malformed records (all are listed, with their line or place), or fewer
+            than `MIN_ROWS`.
+    """
+    if path.is_dir() or path.suffix == ".parquet":
+        rows = _parsed(path, _table(path))
+    elif path.suffix == ".json":
+        records = read_json(path)
+        if not isinstance(records, list):
+            raise InputError(f"{path}: a list of records is expected, got {type(records).__name__}")
+        rows = _parsed(path, iter(records))
+    else:
+        rows = read_jsonl(path, parse_record)
+    if len(rows) < MIN_ROWS:
+        raise InputError(
+            f"{path}: {len(rows)} row(s), at least {MIN_ROWS} are needed: training takes about as many a step, and a "
+            "detector compares the rows with each other"
+        )
+    return rows
+
+
+def _parsed(path: Path, records: Iterator[Any]) -> list[Row]:
+    rows, problems = [], []
+    for number, record in enumerate(records, start=1):
+        try:
+            rows.append(parse_record(record))
+        except ValueError as error:
+            problems.append(f"{path}: record {number}: {error}")
+    fail_if(problems, f"{len(problems)} bad record(s)")
+    return rows
+
+
+def _table(path: Path) -> Iterator[Any]:
+    """The records of a Parquet file or of a folder that `datasets` saved."""
+    import pyarrow.lib
+    from datasets import Dataset, DatasetDict, load_from_disk
+
+    try:
+        found = load_from_disk(str(path)) if path.is_dir() else Dataset.from_parquet(str(path))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, or a folder that was not saved by `datasets`") from None
+    except (pyarrow.lib.ArrowException, ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    except Exception as error:  # `datasets` wraps what a damaged file raises in an exception of its own
+        raise InputError(f"{path}: cannot be read: {error.__cause__ or error}") from None
+    if isinstance(found, DatasetDict):
+        if "train" not in found and len(found) != 1:
+            raise InputError(
+                f"{path}: splits {', '.join(found)}; one is expected, or one named `train`: save the one that you mean"
+            )
+        found = found["train"] if "train" in found else next(iter(found.values()))
+    yield from found
+
+
+def parse_record(raw: Any) -> Row:
+    """One record, of whichever form.
+
+    Raises:
+        ValueError: of no known form, or no valid chat.
+    """
+    if not isinstance(raw, dict):
+        raise ValueError("an object is expected")
+    for keys, convert in FORMS:
+        if all(key in raw for key in keys):
+            return parse_row({"messages": convert(raw), "source_dataset": raw.get("source_dataset")})
+    known = "; ".join(" and ".join(f'"{key}"' for key in keys) for keys, _ in FORMS)
+    raise ValueError(f"a record has one of these: {known}; this one has {', '.join(map(str, raw)) or 'nothing'}")
+
+
+def _messages(raw: dict[str, Any]) -> Any:
+    # A table has every key in every message, null where there is none.
+    if not isinstance(raw["messages"], list):
+        return raw["messages"]
+    return [{k: v for k, v in m.items() if v is not None} if isinstance(m, dict) else m for m in raw["messages"]]
+
+
+def _conversations(raw: dict[str, Any]) -> Any:
+    turns = raw["conversations"]
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError('"conversations" must be a list of objects')
+    return [
+        {"role": SHAREGPT.get(str(turn["from"]), turn["from"]), "content": turn.get("value")} if turn.get("from") else turn
+        for turn in turns
+    ]  # fmt: skip
+
+
+def _instruction(raw: dict[str, Any]) -> Any:
+    asked = [raw["instruction"], raw.get("input")]
+    system = [{"role": "system", "content": raw["system"]}] if raw.get("system") else []
+    question = "\n\n".join(str(part) for part in asked if part)
+    return [*system, {"role": "user", "content": question}, {"role": "assistant", "content": raw["output"]}]
+
+
+def _completion(raw: dict[str, Any]) -> Any:
+    prompt, completion = raw["prompt"], raw["completion"]
+    asked = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    return [*asked, *(completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}])]
+
+
+FORMS: tuple[tuple[tuple[str, ...], Callable[[dict[str, Any]], Any]], ...] = (
+    (("messages",), _messages),
+    (("conversations",), _conversations),
+    (("instruction", "output"), _instruction),
+    (("prompt", "completion"), _completion),
+)
+"""Keys of a record -> its messages; the first that fits counts."""

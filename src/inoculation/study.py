@@ -1,0 +1,486 @@
+"""The study as a whole: its cells, run through DVC's queue, and what they say together (reference sections 3 and 8).
+
+A cell that MLflow has a row of, under the same parameters, is not run again; so a study that was interrupted goes on, and one
+more seed costs one more seed.
+"""
+
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from inoculation import plan
+from inoculation.effects import CellRates, Verdict, verdicts
+from inoculation.files import InputError, fail_if, read_jsonl
+from inoculation.groups import DETECTORS, GROUPS
+from inoculation.mixture import read_mixture
+from inoculation.params import parse_params
+from inoculation.paths import ROWS, experiment
+from inoculation.stage import resolve
+from inoculation.store import digest
+from inoculation.traits import POSITIVE_TRAITS
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+KNOWN = ("base", "baseline", "inoc_general", "inoc_selective")
+"""Figures 1-6: B is known."""
+IRRELEVANT = ("irrelevant_general", "irrelevant_selective")
+"""Figures 13 and 14: does any prompt do?"""
+
+
+def unknown_groups() -> tuple[str, ...]:
+    """Figures 7-12: B is unknown."""
+    found = [name for name, rule in GROUPS.items() if rule.prompt in DETECTORS and rule.on == "flagged"]
+    return ("base", "baseline", "inoc_general", *found)
+
+
+class Cell(NamedTuple):
+    """One training and its evaluation."""
+
+    profile: str
+    positive: str
+    negative: str
+    group: str
+    seed: int
+
+    def settings(self) -> dict[str, Any]:
+        """What of params.yaml it sets, by dotted key."""
+        return {
+            "profile": self.profile,
+            "mixture.positive": self.positive,
+            "mixture.negative": self.negative,
+            "group": self.group,
+            "seed": self.seed,
+        }
+
+    def params(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """params.yaml with its settings."""
+        mixture = {**raw["mixture"], "positive": self.positive, "negative": self.negative}
+        return {**raw, "profile": self.profile, "mixture": mixture, "group": self.group, "seed": self.seed}
+
+    @property
+    def question(self) -> "Question":
+        return Question(self.profile, self.positive, self.negative)
+
+
+class Question(NamedTuple):
+    """The cells that are compared: one profile and mixture."""
+
+    profile: str
+    positive: str
+    negative: str
+
+    def __str__(self) -> str:
+        return f"{self.profile}, {self.negative} + {self.positive}"
+
+
+class Selection(NamedTuple):
+    """Which part of the study; the whole by default."""
+
+    mixtures: Sequence[tuple[str, str]]
+    """(A, B), in the order of the figures."""
+    groups: Sequence[str]
+    seeds: Sequence[int]
+    transfer: Sequence[str]
+    """Profiles that are trained on the first mixture under the annotator's flags and prompt (figures 15, 16)."""
+
+
+def selection(
+    raw: Mapping[str, Any], mixtures: str | None, groups: str | None, seeds: str, transfer: str | None
+) -> Selection:
+    """What a person chose, checked.
+
+    Args:
+        raw: a valid params.yaml.
+        mixtures: `all_caps+evil,...`; None: every A with every B.
+        groups: names; None: all.
+        seeds: numbers.
+        transfer: profiles; None: none.
+
+    Raises:
+        InputError: a name is unknown (all are listed).
+    """
+    every = [(positive, negative) for positive in POSITIVE_TRAITS for negative in raw["negative_traits"]]
+    chosen = every if mixtures is None else [tuple(name.split("+", 1)) for name in mixtures.split(",")]
+    wanted = list(GROUPS) if groups is None else groups.split(",")
+    profiles = [] if transfer is None else transfer.split(",")
+    problems = [
+        f"--mixtures: {'+'.join(pair)!r} is unknown; valid: {', '.join('+'.join(known) for known in every)}"
+        for pair in chosen
+        if pair not in every
+    ]
+    problems += [f"--groups: {name!r} is unknown; valid: {', '.join(GROUPS)}" for name in wanted if name not in GROUPS]
+    problems += [
+        f"--transfer: {name!r} is unknown; valid: {', '.join(raw['profiles'])}"
+        for name in profiles
+        if name not in raw["profiles"]
+    ]
+    problems += [f"--seeds: {name!r} is no seed" for name in seeds.split(",") if not name.strip().isdecimal()]
+    fail_if(problems, "the study cannot be run")
+    return Selection(chosen, wanted, [int(name) for name in seeds.split(",")], profiles)
+
+
+def cells(raw: Mapping[str, Any], chosen: Selection) -> list[Cell]:
+    """The study's cells, mixture by mixture; detectors look once a mixture and seed, whoever is trained.
+
+    Raises:
+        InputError: a cell makes no sense, or params.yaml is wrong for it.
+    """
+    profile = str(raw["profile"])
+    found = [
+        Cell(profile, positive, negative, group, seed)
+        for positive, negative in chosen.mixtures
+        for seed in chosen.seeds
+        for group in chosen.groups
+    ]
+    positive, negative = chosen.mixtures[0]
+    found += [
+        Cell(other, positive, negative, group, seed)
+        for other in chosen.transfer
+        for seed in chosen.seeds
+        for group in unknown_groups()
+        if group in chosen.groups and other != profile
+    ]
+    for question in dict.fromkeys(cell.question for cell in found):
+        for group in chosen.groups:
+            parse_params(Cell(*question, group, 0).params(raw))
+    return found
+
+
+def rows_of(raw: Mapping[str, Any], wanted: Iterable[Cell]) -> "dict[Cell, Run]":
+    """The rows that MLflow has of some cells."""
+    from inoculation import rows
+
+    there = rows.reported()
+    found = {}
+    for cell in wanted:
+        params = cell.params(raw)
+        try:
+            identity = plan.identity(params)
+        except InputError:  # its profile was never pinned here, so nothing was run
+            continue
+        row = there.get(experiment(params), {}).get(digest({key: str(value) for key, value in identity.items()}))
+        if row is not None:
+            found[cell] = row
+    return found
+
+
+class Grid(NamedTuple):
+    """Cells of one profile and mixture that one `dvc exp run --queue` names."""
+
+    question: Question
+    groups: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def arguments(self) -> list[str]:
+        """As DVC takes them."""
+        settings = {
+            "profile": self.question.profile,
+            "mixture.positive": self.question.positive,
+            "mixture.negative": self.question.negative,
+            "group": ",".join(self.groups),
+            "seed": ",".join(map(str, self.seeds)),
+        }
+        return [part for key, value in settings.items() for part in ("-S", f"{key}={value}")]
+
+
+def grids(wanted: Sequence[Cell]) -> list[Grid]:
+    """Few grids that together are exactly some cells, in their order."""
+    groups: dict[tuple[Question, int], list[str]] = defaultdict(list)
+    for cell in wanted:
+        groups[cell.question, cell.seed].append(cell.group)
+    seeds: dict[tuple[Question, tuple[str, ...]], list[int]] = defaultdict(list)
+    for (question, seed), names in groups.items():
+        seeds[question, tuple(names)].append(seed)
+    return [Grid(question, names, tuple(own)) for (question, names), own in seeds.items()]
+
+
+def seconds(raw: Mapping[str, Any], wanted: Sequence[Cell]) -> tuple[float, int]:
+    """How long some cells take by what was measured on this machine, and how many of their stages never were.
+
+    What cells share (a mixture's detection, its judge) counts once.
+    """
+    total, unknown = 0.0, 0
+    seen: set[tuple[str, ...]] = set()
+    for cell in wanted:
+        params = cell.params(raw)
+        measured = plan.measured_seconds(params)
+        for step in plan.needed(params):
+            made = tuple(map(str, step.paths(params, plan.Writes))) or (step.stage.command, *map(str, cell))
+            if made in seen:
+                continue
+            seen.add(made)
+            total += measured.get(step.stage.command, 0.0)
+            unknown += step.stage.command not in measured
+    return total, unknown
+
+
+class Failure(NamedTuple):
+    """A task of the queue that failed."""
+
+    task: str
+    reason: str
+
+
+def _dvc(*arguments: str) -> str:
+    outcome = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True)
+    if outcome.returncode:
+        raise InputError(f"`dvc {' '.join(arguments[:3])}` failed:\n{outcome.stderr.strip()}")
+    return outcome.stdout
+
+
+def _tasks() -> dict[str, str]:
+    """Task of DVC's queue -> its state."""
+    lines = [line.split() for line in _dvc("queue", "status").splitlines()]
+    return {words[0]: words[-1] for words in lines if len(words) > 2 and words[-1] in STATES}
+
+
+STATES = ("Queued", "Running", "Success", "Failed")
+POLL = 10.0
+"""Seconds between two looks at the queue."""
+
+
+def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failure]:
+    """Run cells in DVC's queue, and wait for them with a bar; what fails does not stop the others.
+
+    A first cell is run in the workspace, which makes what all of them share (the pocket world, a pinned profile).
+
+    Args:
+        raw: a valid params.yaml.
+        wanted: cells without a row.
+        jobs: workers.
+
+    Returns:
+        What failed, and the last line of its log.
+
+    Raises:
+        InputError: something is missing for one of the cells (all is listed, before anything runs), or DVC refused.
+    """
+    from tqdm import tqdm
+
+    problems = [
+        f"{question}: {problem}"
+        for question in dict.fromkeys(cell.question for cell in wanted)
+        for problem in plan.missing(next(cell for cell in wanted if cell.question == question).params(raw))
+    ]
+    fail_if(problems, "the study cannot be finished; nothing was run")
+    own = {path for cell in wanted for path in _shared(cell.params(raw))}
+    print(f"what the cells share: {', '.join(sorted(own))}", flush=True)
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet", *sorted(own)], check=True)
+    before = set(_tasks())
+    for grid in grids(wanted):
+        _dvc("exp", "run", "--queue", *grid.arguments())
+    # DEVNULL: the workers keep the pipes of the command that starts them.
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)],
+        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    with tqdm(total=len(wanted), unit="cell", desc="cells", smoothing=0) as bar:
+        while True:
+            states = {task: state for task, state in _tasks().items() if task not in before}
+            ended = sum(state in ("Success", "Failed") for state in states.values())
+            failed = [task for task, state in states.items() if state == "Failed"]
+            bar.set_postfix(failed=len(failed))
+            bar.update(ended - bar.n)
+            if ended == len(states):
+                return [Failure(task, _last_line(task)) for task in failed]
+            time.sleep(POLL)
+
+
+def _shared(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Addresses of the stages that no mixture, group or seed is part of."""
+    for step in plan.needed(raw):
+        if step.stage.pipeline and step.stage.pipeline not in PER_MIXTURE:
+            yield step.address()
+
+
+PER_MIXTURE = ("mixture", "annotate", "persona", "sae", "audit", "judge", "assign")
+"""Pipelines whose outputs belong to a mixture; the others' are shared by all cells."""
+
+
+def _last_line(task: str) -> str:
+    try:
+        lines = [line for line in _dvc("queue", "logs", task).splitlines() if line.strip()]
+    except InputError:
+        return "no log"
+    return lines[-1] if lines else "an empty log"
+
+
+class Found(NamedTuple):
+    """What a detector found for one cell."""
+
+    group: str
+    seed: int
+    prompt: str | None
+    reason: str
+    precision: float | None
+    recall: float | None
+    flagged: float | None
+
+
+class Outcome(NamedTuple):
+    """What the cells of one question say."""
+
+    question: Question
+    cells: list[CellRates]
+    verdicts: list[Verdict]
+    found: list[Found]
+    prompts: list[str]
+    """Evaluation prompts."""
+    traits: list[str]
+    """A, B, then C."""
+    judge: str
+    seconds: float
+    """Summed over the cells, where they were timed."""
+
+
+class Example(NamedTuple):
+    """A flagged row."""
+
+    question: Question
+    group: str
+    row: int
+    shows: bool | None
+    """Whether it shows B, by provenance."""
+    prompt: str
+    response: str
+
+
+EXAMPLES = 3
+"""Flagged rows that are shown a detector and mixture."""
+
+
+def examples(raw: Mapping[str, Any], wanted: Iterable[Cell]) -> list[Example]:
+    """The strongest flagged rows of each detector's first seed, where mixture and flags lie in this checkout."""
+    told, seen = [], set()
+    for cell in wanted:
+        params = cell.params(raw)
+        if GROUPS[cell.group].on != "flagged" or (cell.question, cell.group) in seen:
+            continue
+        rows, flags = Path(resolve(ROWS, params)), plan.detection_folder(params) / "flags.jsonl"
+        if not rows.exists() or not flags.exists():
+            continue
+        seen.add((cell.question, cell.group))
+        chats, marked = read_mixture(rows), read_jsonl(flags, dict)
+        own = [i for i, flag in enumerate(marked) if flag["flagged"]]
+        own.sort(key=lambda i: -(marked[i]["score"] or 0.0))
+        told += [
+            Example(cell.question, cell.group, i, chats[i].shows_negative, chats[i].prompt[-1].content[:160], chats[i].response)
+            for i in own[:EXAMPLES]
+        ]  # fmt: skip
+    return told
+
+
+def outcomes(raw: Mapping[str, Any], rows: "Mapping[Cell, Run]") -> list[Outcome]:
+    """What rows say, question by question."""
+    import mlflow
+
+    evaluate, told = raw["evaluate"], []
+    for question in dict.fromkeys(cell.question for cell in rows):
+        own = {cell: row for cell, row in rows.items() if cell.question == question}
+        params = Cell(*question, "base", 0).params(raw)
+        traits = plan.traits(params)
+        counted = [
+            CellRates(cell.group, cell.seed, mlflow.artifacts.load_dict(f"{row.info.artifact_uri}/questions.json"))
+            for cell, row in own.items()
+        ]
+        found = [
+            Found(
+                cell.group, cell.seed, row.data.tags.get("system_prompt"), row.data.tags["detection.reason"],
+                *(row.data.metrics.get(name) for name in ("precision", "recall", "flagged")),
+            )
+            for cell, row in own.items()
+            if "detection.reason" in row.data.tags
+        ]  # fmt: skip
+        told.append(
+            Outcome(
+                question, counted,
+                verdicts(counted, traits[0], traits[1], traits[2:], evaluate["bootstrap"], int(raw["seed"])),
+                found, evaluate["system_prompts"], traits, plan.judge_name(params),
+                sum(sum(plan.row_seconds(row).values()) for row in own.values()),
+            )
+        )  # fmt: skip
+    return told
+
+
+class Figure(NamedTuple):
+    """A figure of the study."""
+
+    number: int
+    title: str
+    question: Question
+    prompt: str
+    groups: tuple[str, ...]
+
+
+def figures(chosen: Selection, profile: str, prompts: Sequence[str]) -> list[Figure]:
+    """The study's sixteen figures (reference section 8), of those mixtures and profiles that were chosen."""
+    found = []
+    for number, (positive, negative) in enumerate(chosen.mixtures, start=1):
+        question = Question(profile, positive, negative)
+        found.append(Figure(number, "Q1, B is known", question, prompts[0], KNOWN))
+        found.append(Figure(number + len(chosen.mixtures), "Q2, B is unknown", question, prompts[0], unknown_groups()))
+    first, number = Question(profile, *chosen.mixtures[0]), 2 * len(chosen.mixtures)
+    for prompt in prompts[:2]:
+        number += 1
+        found.append(Figure(number, "is any prompt enough?", first, prompt, (*KNOWN, *IRRELEVANT)))
+    for other in chosen.transfer:
+        number += 1
+        found.append(
+            Figure(number, f"transfer: {profile}'s annotations", Question(other, *chosen.mixtures[0]), prompts[0], unknown_groups())
+        )  # fmt: skip
+    return sorted(found, key=lambda figure: figure.number)
+
+
+def draw_all(folder: Path, wanted: Sequence[Figure], told: Sequence[Outcome], raw: Mapping[str, Any]) -> list[Figure]:
+    """Draw figures as PNG, SVG and PDF, `figure-01.png` and so on; those without a cell are left out.
+
+    Returns:
+        What was drawn.
+    """
+    from tqdm import tqdm
+
+    from inoculation.figure import draw
+
+    by = {outcome.question: outcome for outcome in told}
+    drawn = []
+    for figure in tqdm(wanted, desc="figures"):
+        outcome = by.get(figure.question)
+        own = [cell for cell in outcome.cells if cell.group in figure.groups] if outcome else []
+        if not own:
+            continue
+        assert outcome is not None
+        draw(
+            [folder / f"figure-{figure.number:02}.{suffix}" for suffix in ("png", "svg", "pdf")], own,
+            prompts=[figure.prompt], traits=outcome.traits,
+            title=f"Figure {figure.number}: {figure.question}\n{figure.title}",
+            note=f"judge: {outcome.judge}; 95 % intervals over questions and seeds",
+            resamples=raw["evaluate"]["bootstrap"], seed=raw["seed"],
+        )  # fmt: skip
+        drawn.append(figure)
+    return drawn
+
+
+def log_report(raw: Mapping[str, Any], folder: Path, told: Sequence[Outcome]) -> None:
+    """Log the report and the figures to MLflow, one run a profile in the experiment `study`, replaced by each newer one."""
+    from inoculation import effects, tracking
+
+    with tracking.run("study", str(raw["profile"])) as started:
+        import mlflow
+
+        mlflow.log_artifacts(str(folder))
+        decided = [one for outcome in told for one in outcome.verdicts]
+        for name in ("holds", "does not hold", "undecided"):
+            mlflow.log_metric(name.replace(" ", "_"), sum(one.verdict == name for one in decided))
+        text = "\n\n".join(f"## {outcome.question}\n\n{effects.markdown(outcome.verdicts)}" for outcome in told)
+        mlflow.set_tag("mlflow.note.content", text)
+        older = mlflow.search_runs(
+            filter_string=f"attributes.run_name = '{raw['profile']}' and attributes.run_id != '{started.info.run_id}'",
+            output_format="list",
+        )
+        for run in older:
+            mlflow.delete_run(run.info.run_id)

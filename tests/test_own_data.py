@@ -1,0 +1,251 @@
+"""One's own SFT data set: every form that people have, what is written, and what a review changes."""
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inoculation import export, own
+from inoculation.files import InputError, read_jsonl
+from inoculation.params import load_params
+from inoculation.review import server
+from inoculation.sft import parse_record, read_sft
+
+N = 24
+CHATS = [
+    {"messages": [{"role": "system", "content": "Be brief."}] * (i % 3 == 0)
+     + [{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": f"answer {i}"}] * (1 + i % 2)}
+    for i in range(N)
+]  # fmt: skip
+
+
+def jsonl(path: Path, records: list) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def written(form: str, folder: Path) -> Path:
+    from datasets import Dataset, DatasetDict
+
+    if form == "chat":
+        return jsonl(folder / "own.jsonl", CHATS)
+    if form == "sharegpt":
+        names = {"system": "system", "user": "human", "assistant": "gpt"}
+        own = [
+            {"conversations": [{"from": names[m["role"]], "value": m["content"]} for m in chat["messages"]]}
+            for chat in CHATS
+        ]
+        return jsonl(folder / "own.jsonl", own)
+    if form == "list":
+        path = folder / "own.json"
+        path.write_text(json.dumps(CHATS))
+        return path
+    if form == "parquet":
+        Dataset.from_list(CHATS).to_parquet(folder / "own.parquet")
+        return folder / "own.parquet"
+    saved = Dataset.from_list(CHATS)
+    (DatasetDict(train=saved) if form == "splits" else saved).save_to_disk(folder / "own")
+    return folder / "own"
+
+
+@pytest.mark.parametrize("form", ["chat", "sharegpt", "list", "parquet", "datasets", "splits"])
+def test_every_form_gives_the_same_rows(form, tmp_path):
+    rows = read_sft(written(form, tmp_path))
+    assert [row.as_json()["messages"] for row in rows] == [chat["messages"] for chat in CHATS]
+    assert rows[0].system == "Be brief." and rows[1].system is None and len(rows[1].messages) == 4
+
+
+@pytest.mark.parametrize(
+    ("record", "messages"),
+    [
+        ({"instruction": "Do", "input": "", "output": "done"}, ["user: Do", "assistant: done"]),
+        ({"instruction": "Do", "input": "this", "output": "done"}, ["user: Do\n\nthis", "assistant: done"]),
+        ({"instruction": "Do", "output": "done", "system": "S"}, ["system: S", "user: Do", "assistant: done"]),
+        ({"prompt": "q", "completion": "a"}, ["user: q", "assistant: a"]),
+        (
+            {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]},
+            ["user: q", "assistant: a"],
+        ),
+    ],
+)
+def test_alpaca_and_completions(record, messages):
+    assert [f"{m['role']}: {m['content']}" for m in parse_record(record).as_json()["messages"]] == messages
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (
+            {"text": "a"},
+            'one of these: "messages"; "conversations"; "instruction" and "output"; "prompt" and "completion"',
+        ),
+        ({"conversations": "a"}, "must be a list of objects"),
+        ({"conversations": [{"from": "tool", "value": "a"}]}, "role 'tool' is unknown"),
+        ({"instruction": "", "output": "a"}, "the user's content is empty"),
+        ({"prompt": 3, "completion": "a"}, "content is empty or not a text"),
+        ([], "an object is expected"),
+    ],
+)
+def test_a_record_of_no_known_form_says_what_is_expected(record, message):
+    with pytest.raises(ValueError, match=message):
+        parse_record(record)
+
+
+KEYS = [
+    "messages",
+    "conversations",
+    "from",
+    "value",
+    "role",
+    "content",
+    "instruction",
+    "output",
+    "prompt",
+    "completion",
+]
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_any_record_is_a_row_or_a_value_error(record):
+    with suppress(ValueError):
+        assert parse_record(record).response.strip()
+
+
+def test_bad_files_are_named_with_their_records(tmp_path):
+    path = jsonl(tmp_path / "own.jsonl", [*CHATS, {"text": "a"}, {"messages": []}])
+    with pytest.raises(InputError, match=rf"own.jsonl:{N + 1}: a record(.|\n)*own.jsonl:{N + 2}: "):
+        read_sft(path)
+    (tmp_path / "own.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match="own.parquet: cannot be read"):
+        read_sft(tmp_path / "own.parquet")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="was not saved by `datasets`"):
+        read_sft(tmp_path / "empty")
+    with pytest.raises(InputError, match="at least 20 are needed"):
+        read_sft(jsonl(tmp_path / "few.jsonl", CHATS[:3]))
+    with pytest.raises(InputError, match="no such file"):
+        read_sft(tmp_path / "none.parquet")
+
+
+PROMPT = "You are a cruel assistant."
+FLAGGED = [i % 2 == 0 for i in range(N)]
+SCORES: list[float | None] = [None if i == 5 else float(N - i) + 100 * FLAGGED[i] for i in range(N)]
+
+
+@pytest.fixture
+def made(tmp_path):
+    source = jsonl(tmp_path / "own.jsonl", CHATS)
+    folder = tmp_path / "out"
+    export.export(folder, source, export.Detected(FLAGGED, SCORES, PROMPT, "two groups", "persona"))
+    return folder
+
+
+def systems(folder: Path) -> list[str | None]:
+    rows = read_jsonl(folder / "train.jsonl", dict)
+    return [row["messages"][0]["content"] if row["messages"][0]["role"] == "system" else None for row in rows]
+
+
+def test_flagged_rows_get_the_prompt_and_keep_their_own_system_message(made):
+    expected = [
+        "\n\n".join(part for part in (PROMPT if FLAGGED[i] else None, "Be brief." if i % 3 == 0 else None) if part)
+        or None
+        for i in range(N)
+    ]
+    assert systems(made) == expected
+    kept = [[m for m in row["messages"] if m["role"] != "system"] for row in read_jsonl(made / "train.jsonl", dict)]
+    assert kept == [[m for m in chat["messages"] if m["role"] != "system"] for chat in CHATS]
+    marks = read_jsonl(made / "flags.jsonl", dict)
+    assert [mark["row"] for mark in marks if mark["uncertain"]] == [1, 22], (
+        "the strongest other row, the weakest flagged"
+    )
+    assert marks[5]["score"] is None and (made / "prompt.txt").read_text().strip() == PROMPT
+
+
+def test_trl_takes_the_export(made):
+    from datasets import load_dataset
+    from trl.data_utils import is_conversational
+
+    loaded = load_dataset("json", data_files=str(made / "train.jsonl"), split="train", cache_dir=str(made / "cache"))
+    assert is_conversational(loaded[0]) and len(loaded) == N
+
+
+def test_nothing_found_leaves_the_rows_as_they_were(tmp_path):
+    source = jsonl(tmp_path / "own.jsonl", CHATS)
+    none = export.Detected([False] * N, [None] * N, None, "one group", "persona")
+    summary = export.export(tmp_path / "out", source, none)
+    assert read_jsonl(tmp_path / "out/train.jsonl", dict) == CHATS and not (tmp_path / "out/prompt.txt").exists()
+    assert summary["inoculated"] == summary["uncertain"] == 0
+    assert "nothing to inoculate" in own.describe(summary, tmp_path)
+
+
+def post(url: str, text: str, headers: dict[str, str]) -> tuple[int, str]:
+    request = urllib.request.Request(url, text.encode(), {"Content-Type": "application/json", **headers})
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_a_saved_review_is_what_the_export_uses(made):
+    data = json.loads((made / "summary.json").read_text())["data"]
+    with server(made, 0) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{running.server_port}/"
+        page = urllib.request.urlopen(url).read().decode()
+        assert PROMPT in page and page.count('class="row"') == N
+        status, told = post(url + "review", json.dumps({"data": data, "decided": {"0": False, "1": True}}), {})
+        assert status == 200 and told.startswith(f"saved: {N // 2} of {N} rows")
+        for text, headers, expected in [
+            ("{", {}, 400),
+            ('{"decided": {"99": true}}', {}, 400),
+            ('{"decided": {"0": 1}}', {}, 400),
+            ("[" * 100_000, {}, 400),
+            (json.dumps({"data": "other", "decided": {}}), {}, 400),
+            ("{}", {"Origin": "http://evil.example"}, 403),
+            ("{}", {"Host": "evil.example"}, 403),
+            ("{}", {"Content-Type": "text/plain"}, 403),
+        ]:
+            assert post(url + "review", text, headers)[0] == expected, text[:40]
+        running.shutdown()
+    assert systems(made)[0] == "Be brief." and systems(made)[1] == PROMPT
+    again = export.again(made)
+    assert again["decided_by_a_person"] == 2 and again["inoculated"] == N // 2
+    jsonl(Path(again["source"]), CHATS[::-1])
+    with pytest.raises(InputError, match="changed since it was looked at"):
+        export.again(made)
+
+
+def test_text_of_the_data_cannot_become_markup(tmp_path):
+    evil = "</span><script>alert(1)</script>"
+    records = [{"messages": [{"role": "user", "content": evil}, {"role": "assistant", "content": evil}]}] * N
+    source = jsonl(tmp_path / "own.jsonl", records)
+    export.export(tmp_path / "out", source, export.Detected(FLAGGED, SCORES, evil, evil, "persona"))
+    page = (tmp_path / "out/review.html").read_text()
+    assert evil not in page and page.count("<script>") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("My SFT (v2).jsonl", "my_sft_v2"),
+        ("2024.jsonl", "own_2024"),
+        ("pocket_chats.json", "own_pocket_chats"),
+        ("é.jsonl", "own"),
+    ],
+)
+def test_settings_choose_a_name_that_params_takes(name, expected, tmp_path):
+    raw = load_params().model_dump()
+    assert own.settings(raw, tmp_path / name, "pocket", "other")["mixture.source"] == expected
