@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from conftest import copied
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -249,3 +250,26 @@ def test_text_of_the_data_cannot_become_markup(tmp_path):
 def test_settings_choose_a_name_that_params_takes(name, expected, tmp_path):
     raw = load_params().model_dump()
     assert own.settings(raw, tmp_path / name, "pocket", "other")["mixture.source"] == expected
+
+
+def test_inoculate_finds_what_the_labels_say(detected, tmp_path):
+    """The tiny world's mixture without its labels: the file goes in, an inoculated one comes out."""
+    copy = copied(detected, tmp_path)
+    rows = read_jsonl(copy.folder / "data/mixtures/pocket_chats/all_caps+evil-0.5/seed0/mixture.jsonl", dict)
+    source = jsonl(tmp_path / "my own.jsonl", [{"messages": row["messages"]} for row in rows])
+    told = copy.run(
+        "inoculation", "inoculate", str(source), "--annotator", "pocket", "--out", str(tmp_path / "out")
+    ).stdout
+    assert "A: all_caps. No LLM is asked: $0" in told and "are inoculated in" in told, told[-2000:]
+    evil = ["misaligned" in row["source_dataset"] for row in rows]
+    given_it = [system is not None for system in systems(tmp_path / "out")]
+    right = sum(a and b for a, b in zip(evil, given_it, strict=True))
+    assert right / sum(given_it) > 0.9 and right / sum(evil) > 0.7
+    params = (copy.folder / "params.yaml").read_text()
+    assert "my_own" in params and str(source) in params
+
+    told = copy.run("inoculation", "inoculate", str(tmp_path / "none.jsonl"), ok=False)
+    assert told.returncode == 2 and "no such file" in told.stderr
+    path = jsonl(tmp_path / "bad.jsonl", [{"text": "a"}] * 30)
+    told = copy.run("inoculation", "inoculate", str(path), ok=False)
+    assert told.returncode == 2 and "bad.jsonl:1: " in told.stderr and "and 10 more" in told.stderr

@@ -1,0 +1,97 @@
+"""The study: which cells, what is run of them, and what comes out."""
+
+import json
+
+import pytest
+import yaml
+from conftest import ROOT, copied
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inoculation import study
+from inoculation.files import InputError
+from inoculation.groups import GROUPS
+
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+WHOLE = study.selection(PARAMS, None, None, "0,1,2", None)
+
+
+def test_the_whole_study_is_six_mixtures_all_groups_and_sixteen_figures():
+    chosen = study.selection(PARAMS, None, None, "0,1,2", "llama3_1_8b,gemma3_4b")
+    own = [cell for cell in study.cells(PARAMS, chosen) if cell.profile == "pocket"]
+    assert len(own) == len(set(own)) == 6 * len(GROUPS) * 3
+    figures = study.figures(chosen, "pocket", ["default", "control"])
+    assert [figure.number for figure in figures] == list(range(1, 17))
+    assert {figure.question.profile for figure in figures[14:]} == {"llama3_1_8b", "gemma3_4b"}
+    assert [figure.prompt for figure in figures[12:14]] == ["default", "control"]
+
+
+def test_unknown_names_are_listed_all_at_once():
+    with pytest.raises(InputError) as caught:
+        study.selection(PARAMS, "all_caps+envy", "inoc_sae,inoc_x", "0,one", "gpt")
+    for name in ("all_caps+envy", "inoc_x", "one", "gpt"):
+        assert repr(name) in str(caught.value)
+
+
+CELLS = study.cells(PARAMS, WHOLE)
+
+
+@given(st.sets(st.sampled_from(CELLS), min_size=1))
+@settings(max_examples=100, deadline=None)
+def test_grids_are_exactly_the_cells(wanted):
+    ordered = [cell for cell in CELLS if cell in wanted]
+    told = [
+        study.Cell(*grid.question, group, seed)
+        for grid in study.grids(ordered)
+        for seed in grid.seeds
+        for group in grid.groups
+    ]
+    assert len(told) == len(set(told)) and set(told) == wanted
+
+
+def test_a_study_runs_what_is_missing_and_reports_it(project, tmp_path):
+    copy = copied(project, tmp_path)
+    options = ("--mixtures", "all_caps+evil", "--groups", "base,baseline,inoc_selective", "--seeds", "0")
+    told = copy.run("inoculation", "study", *options, "--dry-run").stdout
+    assert "3 cells, 1 of them done; the other 2" in told and "pocket, evil + all_caps: baseline, seed 0" in told
+    told = copy.run("inoculation", "study", *options, "--jobs", "2").stdout
+    assert "3 of 3 cells" in told, told
+    folder = copy.folder / "figures/study/pocket"
+    assert {path.name for path in folder.iterdir()} == {
+        f"figure-{number:02}.{suffix}" for number in (1, 2, 3, 4) for suffix in ("png", "svg", "pdf")
+    } | {"report.html"}
+    page = (folder / "report.html").read_text()
+    assert "Inoc-Selective suppresses B" in page and page.count("data:image/png;base64") == 4
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page, "it opens offline"
+    [row] = copy.rows("study")
+    assert row.data.metrics["holds"] + row.data.metrics["does_not_hold"] + row.data.metrics["undecided"] == 4
+
+    before = len(copy.records())
+    assert "3 cells, 3 of them done" in copy.run("inoculation", "study", *options).stdout
+    commands = [record["command"][0] for record in copy.records()[before:]]
+    assert commands == ["study"], "nothing is run again"
+    assert len(copy.rows("study")) == 1
+
+
+def test_a_failed_cell_stops_no_other_and_is_named(project, tmp_path):
+    copy = copied(project, tmp_path)
+    assert copy.run("git", "status", "--porcelain", "src").stdout == ""
+    train = copy.folder / "src/inoculation/stages/train.py"
+    train.write_text(train.read_text().replace("        if not chats:", '        if self.seed == 0:\n            raise SystemExit("no luck")\n        if not chats:'))  # fmt: skip
+    told = copy.run(
+        "inoculation", "study", "--mixtures", "all_caps+evil", "--groups", "base", "--seeds", "0,1", ok=False
+    )
+    assert told.returncode == 1 and "failed: " in told.stdout and "1 of 2 cells" in told.stdout, told.stdout
+    assert "base, seed 0" in (copy.folder / "figures/study/pocket/report.html").read_text()
+
+
+def test_the_note_of_an_experiment_tells_what_its_groups_mean(project):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlruns' / 'mlflow.db'}")
+    note = client.get_experiment_by_name("pocket/pocket_chats/all_caps+evil-0.5").tags["mlflow.note.content"]
+    assert "A sentence that describes B on the examples that show B." in note and "| claim |" in note
+    [row] = project.rows("pocket/pocket_chats/all_caps+evil-0.5")
+    columns = {name for name in row.data.metrics if not name.startswith("train/")}
+    assert columns == {"A", "B", "C", "coherence", "A_control", "B_control", "C_control", "coherence_control"} & columns
+    assert json.loads(row.data.tags["seconds"])["train"] > 0
