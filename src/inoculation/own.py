@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inoculation import export, plan
-from inoculation.files import InputError, fail_if, read_yaml
+from inoculation.files import InputError, atomic, fail_if, read_yaml
 from inoculation.mixture import Row
 from inoculation.params import parse_params
 from inoculation.paths import PERSONA
@@ -67,13 +67,28 @@ def with_settings(raw: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str
     return told
 
 
-def overrides(chosen: Mapping[str, Any]) -> list[str]:
-    """They as DVC takes them."""
-    parts = []
+def choose(chosen: Mapping[str, Any]) -> None:
+    """Set them in params.yaml, whose comments stay.
+
+    (`dvc exp run -S` would do the same, but at its end it asks for the outputs of cells that a fresh clone has never made.)
+    """
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 10_000
+    told = yaml.load(PARAMS.read_text(encoding="utf-8"))
     for key, value in chosen.items():
-        quoted = "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
-        parts += ["-S", f"++{key}={quoted}"]
-    return parts
+        *path, last = key.split(".")
+        place = told
+        for part in path:
+            if not place.get(part):
+                place[part] = {}
+            place = place[part]
+        if place.get(last) != value:
+            place[last] = value
+    with atomic(PARAMS) as temporary, temporary.open("w", encoding="utf-8") as out:
+        yaml.dump(told, out)
 
 
 def inoculate(file: Path, out: Path, annotator: str, wanted: str | None) -> dict[str, Any]:
@@ -104,8 +119,8 @@ def inoculate(file: Path, out: Path, annotator: str, wanted: str | None) -> dict
     told = f"{sum(measured.values()) / 60:.0f} min when these stages last ran here" if measured else "see docs/data.md"
     print(f"{len(rows)} rows, {len(steps)} stages; A: {positive}. No LLM is asked: $0. Time: {told}", flush=True)
     address = next(step.address() for step in steps if step.stage.command == LAST)
-    command = [sys.executable, "-m", "dvc", "exp", "run", *overrides(chosen), address]
-    if subprocess.run(command).returncode:
+    choose(chosen)
+    if subprocess.run([sys.executable, "-m", "dvc", "repro", address]).returncode:
         raise InputError("a stage failed, see above; the same command goes on from there")
     folder = Path(resolve(f"{PERSONA}/detection", read_yaml(PARAMS)))
     return export.export(out, file, export.Detected.read(folder, DETECTOR))
