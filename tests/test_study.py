@@ -20,7 +20,7 @@ def test_the_whole_study_is_six_mixtures_all_groups_and_sixteen_figures():
     chosen = study.selection(PARAMS, None, None, "0,1,2", "llama3_1_8b,gemma3_4b")
     own = [cell for cell in study.cells(PARAMS, chosen) if cell.profile == "pocket"]
     assert len(own) == len(set(own)) == 6 * len(GROUPS) * 3
-    figures = study.figures(chosen, "pocket", ["default", "control"])
+    figures = study.figures(chosen, PARAMS)
     assert [figure.number for figure in figures] == list(range(1, 17))
     assert {figure.question.profile for figure in figures[14:]} == {"llama3_1_8b", "gemma3_4b"}
     assert [figure.prompt for figure in figures[12:14]] == ["default", "control"]
@@ -58,7 +58,7 @@ def test_a_study_runs_what_is_missing_and_reports_it(project, tmp_path):
     assert "3 of 3 cells" in told, told
     folder = copy.folder / "figures/study/pocket"
     assert {path.name for path in folder.iterdir()} == {
-        f"figure-{number:02}.{suffix}" for number in (1, 2, 3, 4) for suffix in ("png", "svg", "pdf")
+        f"figure-{number:02}.{suffix}" for number in (1, 7, 13, 14) for suffix in ("png", "svg", "pdf")
     } | {"report.html"}
     page = (folder / "report.html").read_text()
     assert "Inoc-Selective suppresses B" in page and page.count("data:image/png;base64") == 4

@@ -122,7 +122,7 @@ def study(
     left = [cell for cell in cells if cell not in done]
     told = whole.outcomes(raw, done)
     folder = main_checkout() / "figures" / "study" / str(raw["profile"])
-    drawn = whole.draw_all(folder, whole.figures(chosen, raw["profile"], raw["evaluate"]["system_prompts"]), told, raw)
+    drawn = whole.draw_all(folder, whole.figures(chosen, raw), told, raw)
     study_page.write(
         folder / "report.html", told, drawn, [f"{cell.question}: {cell.group}, seed {cell.seed}" for cell in left],
         whole.examples(raw, done), raw["evaluate"]["bootstrap"], raw["seed"],

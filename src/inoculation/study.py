@@ -89,6 +89,11 @@ class Selection(NamedTuple):
     """Profiles that are trained on the first mixture under the annotator's flags and prompt (figures 15, 16)."""
 
 
+def mixtures_of(raw: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(A, B) of every mixture, in the order of the figures."""
+    return [(positive, negative) for positive in POSITIVE_TRAITS for negative in raw["negative_traits"]]
+
+
 def selection(
     raw: Mapping[str, Any], mixtures: str | None, groups: str | None, seeds: str, transfer: str | None
 ) -> Selection:
@@ -104,7 +109,7 @@ def selection(
     Raises:
         InputError: a name is unknown (all are listed).
     """
-    every = [(positive, negative) for positive in POSITIVE_TRAITS for negative in raw["negative_traits"]]
+    every = mixtures_of(raw)
     chosen = every if mixtures is None else [tuple(name.split("+", 1)) for name in mixtures.split(",")]
     wanted = list(GROUPS) if groups is None else groups.split(",")
     profiles = [] if transfer is None else transfer.split(",")
@@ -417,22 +422,26 @@ class Figure(NamedTuple):
     groups: tuple[str, ...]
 
 
-def figures(chosen: Selection, profile: str, prompts: Sequence[str]) -> list[Figure]:
-    """The study's sixteen figures (reference section 8), of those mixtures and profiles that were chosen."""
+def figures(chosen: Selection, raw: Mapping[str, Any]) -> list[Figure]:
+    """The study's sixteen figures (reference section 8), of those mixtures and profiles that were chosen.
+
+    A figure keeps its number whatever else was chosen: 1-6 and 7-12 are the mixtures, 13 and 14 the irrelevant prompts, then
+    transfer.
+    """
+    profile, prompts, every = str(raw["profile"]), raw["evaluate"]["system_prompts"], mixtures_of(raw)
     found = []
-    for number, (positive, negative) in enumerate(chosen.mixtures, start=1):
-        question = Question(profile, positive, negative)
+    for pair in chosen.mixtures:
+        question, number = Question(profile, *pair), 1 + every.index(pair)
         found.append(Figure(number, "Q1, B is known", question, prompts[0], KNOWN))
-        found.append(Figure(number + len(chosen.mixtures), "Q2, B is unknown", question, prompts[0], unknown_groups()))
-    first, number = Question(profile, *chosen.mixtures[0]), 2 * len(chosen.mixtures)
+        found.append(Figure(number + len(every), "Q2, B is unknown", question, prompts[0], unknown_groups()))
+    first, number = Question(profile, *chosen.mixtures[0]), 2 * len(every)
     for prompt in prompts[:2]:
         number += 1
         found.append(Figure(number, "is any prompt enough?", first, prompt, (*KNOWN, *IRRELEVANT)))
     for other in chosen.transfer:
         number += 1
-        found.append(
-            Figure(number, f"transfer: {profile}'s annotations", Question(other, *chosen.mixtures[0]), prompts[0], unknown_groups())
-        )  # fmt: skip
+        title = f"transfer: {raw['annotator']}'s annotations"
+        found.append(Figure(number, title, Question(other, *chosen.mixtures[0]), prompts[0], unknown_groups()))
     return sorted(found, key=lambda figure: figure.number)
 
 
