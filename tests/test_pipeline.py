@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import pytest
@@ -91,8 +92,13 @@ def test_the_row_in_mlflow(project):
     table = metrics(project)
     assert row.data.metrics["A"] == table["default"]["all_caps"]["rate"]
     assert row.data.metrics["B_control"] == table["control"]["evil"]["rate"]
-    assert row.data.metrics["default/evil/rate"] == pytest.approx(table["default"]["evil"]["rate"])
-    assert row.data.metrics["judge/evil/plain/accuracy"] == table["judge"]["evil"]["plain"]["accuracy"]
+    assert artifact(row, "metrics.json") == table
+    rates = artifact(row, "rates.json")
+    told = [dict(zip(rates["columns"], line, strict=True)) for line in rates["data"]]
+    [evil] = [one for one in told if (one["by"], one["prompt"], one["trait"]) == ("judge", "default", "evil")]
+    assert (
+        evil["rate"] == pytest.approx(table["default"]["evil"]["rate"]) and evil["low"] <= evil["rate"] <= evil["high"]
+    )
     assert "train/loss" in row.data.metrics
     [dataset] = row.inputs.dataset_inputs
     lock = yaml.safe_load((project.folder / "pipelines/assign/dvc.lock").read_text())["stages"]["assign@inoc_selective"]
@@ -100,6 +106,11 @@ def test_the_row_in_mlflow(project):
     assert lock["outs"][0]["path"] == f"{CELL}/assign/inoc_selective"
     assert f"{CELL}/inoc_selective/adapter" in json.loads(row.data.tags["dvc.lock"])
     assert (project.folder / "figures" / f"{EXPERIMENT}.png").exists()
+
+
+def artifact(row: Any, name: str) -> Any:
+    """A JSON artifact of a row; a copied project's rows name the artifacts of the one that it was copied from."""
+    return json.loads((Path(row.info.artifact_uri.removeprefix("file://")) / name).read_text())
 
 
 def md5(path: Path) -> str:
@@ -148,7 +159,7 @@ def test_inoc_sae_finds_flags_and_trains(detected):
     page = (copy.folder / FOUND / "sae/page.html").read_text()
     assert prompt in page
     [row] = [row for row in copy.rows(EXPERIMENT) if row.info.run_name == "inoc_sae/seed0"]
-    assert row.data.metrics["detection/flagged"] == found["flagged"]
+    assert row.data.metrics["flagged"] == found["flagged"]
     assert row.data.params["flag_rule"] == "component" and "sae.flag.separation" in row.data.params
     assert "audit.separation" not in row.data.params
     import mlflow
@@ -272,7 +283,7 @@ def test_inoc_persona_reads_finds_and_trains(copy):
     page = (persona / "page.html").read_text()
     assert told["prompt"] in page and page.count("<rect") > 50
     rows = [row for row in copy.rows(EXPERIMENT) if row.data.params["group"] == "inoc_persona"]
-    assert len(rows) == 1 and rows[0].data.metrics["persona/separation"] == pytest.approx(told["separation"])
+    assert len(rows) == 1 and artifact(rows[0], "detection.json") == told
 
     # The same cell, where the model does not speak the data's language.
     language = copy.folder / FOUND / "language.json"
@@ -340,8 +351,8 @@ def test_every_role_by_an_llm(copy, capsys):
         copy.run_cell()
         assert len(server.requests) == asked, "the cache answers"
     [row] = copy.rows(EXPERIMENT.replace("all_caps", "source_citing"))
-    assert row.data.metrics["default/evil/rate"] >= 0 and row.data.metrics["default/coherence/score"] >= 0
-    assert row.data.metrics["detection/flagged"] > 0 and "delights in cruelty" in row.data.tags["system_prompt"]
+    assert row.data.metrics["B"] >= 0 and row.data.metrics["coherence"] >= 0
+    assert row.data.metrics["flagged"] > 0 and "delights in cruelty" in row.data.tags["system_prompt"]
     spent = {
         run.data.tags["role"]: run.data.metrics
         for where in ("mixtures/llm", "annotations/llm", "cells/llm")
