@@ -140,7 +140,7 @@ def test_the_base_group_trains_nothing(copy):
     copy.run_cell(group="base")
     assert metrics(copy, "base")["training"] == {"trained": False}
     [row] = [row for row in copy.rows(EXPERIMENT) if row.info.run_name == "base/seed0"]
-    assert "train/loss" not in row.data.metrics and "default/evil/rate" in row.data.metrics
+    assert "train/loss" not in row.data.metrics and "B" in row.data.metrics
 
 
 def test_inoc_sae_finds_flags_and_trains(detected):
