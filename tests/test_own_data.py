@@ -12,11 +12,13 @@ from conftest import copied
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inoculation import export, own
+from inoculation import export, inoculate
+from inoculation.detect.files import Found
 from inoculation.files import InputError, read_jsonl
 from inoculation.params import load_params
 from inoculation.review import server
 from inoculation.sft import parse_record, read_sft
+from inoculation.store import digest
 
 N = 24
 CHATS = [
@@ -145,11 +147,15 @@ FLAGGED = [i % 2 == 0 for i in range(N)]
 SCORES: list[float | None] = [None if i == 5 else float(N - i) + 100 * FLAGGED[i] for i in range(N)]
 
 
+def written_out(folder: Path, source: Path, found: Found) -> dict:
+    return export.export(folder, source, digest(source), read_sft(source), found, "persona")
+
+
 @pytest.fixture
 def made(tmp_path):
     source = jsonl(tmp_path / "own.jsonl", CHATS)
     folder = tmp_path / "out"
-    export.export(folder, source, export.Detected(FLAGGED, SCORES, PROMPT, "two groups", "persona"))
+    written_out(folder, source, Found(FLAGGED, SCORES, PROMPT, "two groups", {}))
     return folder
 
 
@@ -184,11 +190,11 @@ def test_trl_takes_the_export(made):
 
 def test_nothing_found_leaves_the_rows_as_they_were(tmp_path):
     source = jsonl(tmp_path / "own.jsonl", CHATS)
-    none = export.Detected([False] * N, [None] * N, None, "one group", "persona")
-    summary = export.export(tmp_path / "out", source, none)
+    none = Found([False] * N, [None] * N, None, "one group", {})
+    summary = written_out(tmp_path / "out", source, none)
     assert read_jsonl(tmp_path / "out/train.jsonl", dict) == CHATS and not (tmp_path / "out/prompt.txt").exists()
     assert summary["inoculated"] == summary["uncertain"] == 0
-    assert "nothing to inoculate" in own.describe(summary, tmp_path)
+    assert "nothing to inoculate" in inoculate.describe(summary, tmp_path)
 
 
 def post(url: str, text: str, headers: dict[str, str]) -> tuple[int, str]:
@@ -233,7 +239,7 @@ def test_text_of_the_data_cannot_become_markup(tmp_path):
     evil = "</span><script>alert(1)</script>"
     records = [{"messages": [{"role": "user", "content": evil}, {"role": "assistant", "content": evil}]}] * N
     source = jsonl(tmp_path / "own.jsonl", records)
-    export.export(tmp_path / "out", source, export.Detected(FLAGGED, SCORES, evil, evil, "persona"))
+    written_out(tmp_path / "out", source, Found(FLAGGED, SCORES, evil, evil, {}))
     page = (tmp_path / "out/review.html").read_text()
     assert evil not in page and page.count("<script>") == 1
 
@@ -249,7 +255,7 @@ def test_text_of_the_data_cannot_become_markup(tmp_path):
 )
 def test_settings_choose_a_name_that_params_takes(name, expected, tmp_path):
     raw = load_params().model_dump()
-    assert own.settings(raw, tmp_path / name, "pocket", "other")["mixture.source"] == expected
+    assert inoculate.settings(raw, tmp_path / name, "pocket", "other")["mixture.source"] == expected
 
 
 def test_inoculate_finds_what_the_labels_say(detected, tmp_path):

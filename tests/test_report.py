@@ -61,14 +61,14 @@ def test_seeds_are_pooled_into_one_mark_and_shown_apart():
         CellRates("baseline", seed, question_rates([judgement("a", score), judgement("b", score)], 50))
         for seed, score in ((0, 90.0), (1, 10.0))
     ]
-    mark = marks(cells, "default", 200, 0)["baseline", "evil"]
+    mark = marks(cells, "default", 200)["baseline", "evil"]
     assert mark.rate == 0.5 and sorted(mark.seeds) == [0.0, 1.0]
 
 
 def test_the_figure_is_drawn(tmp_path):
     cells = [CellRates("baseline", 0, question_rates([judgement("a", 90), judgement("b", 10)], 50))]
     path = tmp_path / "sub" / "figure.png"
-    draw([path], cells, ["default"], ["all_caps", "evil"], "title", "note", 200, 0)
+    draw([path], cells, ["default"], ["all_caps", "evil"], "title", "note", 200)
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
@@ -109,7 +109,7 @@ STUDY = {
 
 def decided(study: dict[str, dict[str, float]], seeds: tuple[int, ...] = SEEDS) -> dict[str, str]:
     cells = [cell(group, seed, rates) for group, rates in study.items() for seed in seeds]
-    return {one.claim: one.verdict for one in verdicts(cells, "a", "b", ["c"], 1000, 0)}
+    return {one.claim: one.verdict for one in verdicts(cells, ["a", "b", "c"], 1000)}
 
 
 def test_verdicts_follow_the_cells():
@@ -128,11 +128,11 @@ def test_a_claim_without_its_cells_or_without_an_effect_is_undecided():
     told = decided({group: rates for group, rates in STUDY.items() if group != "base"})
     assert told["Inoc-Selective suppresses B"] == "undecided" and told["Inoc-Selective keeps A"] == "holds"
     clean = {**STUDY, "baseline": {"a": 0.9, "b": 0.03, "c": 0.03}}
-    [one] = [v for v in verdicts([cell(g, s, r) for g, r in clean.items() for s in SEEDS], "a", "b", ["c"], 1000, 0)
+    [one] = [v for v in verdicts([cell(g, s, r) for g, r in clean.items() for s in SEEDS], ["a", "b", "c"], 1000)
              if v.claim == "Inoc-Selective suppresses B"]  # fmt: skip
     assert one.verdict == "undecided" and "learned too little" in one.reason
     [one] = [v for v in verdicts([cell("inoc_general", 0, STUDY["inoc_general"]), cell("inoc_selective", 1, STUDY["inoc_selective"])],
-             "a", "b", ["c"], 100, 0) if "more of A" in v.claim]  # fmt: skip
+             ["a", "b", "c"], 100) if "more of A" in v.claim]  # fmt: skip
     assert one.verdict == "undecided" and one.reason.startswith("no seed has all of")
 
 
@@ -142,7 +142,7 @@ def test_equal_groups_are_told_apart_by_no_verdict():
     wrong = 0
     for study in range(50):
         cells = [cell(group, 10 * study + seed, rates) for group, rates in same.items() for seed in SEEDS]
-        [told] = [v.verdict for v in verdicts(cells, "a", "b", ["c"], 300, study) if "more of A" in v.claim]
+        [told] = [v.verdict for v in verdicts(cells, ["a", "b", "c"], 300) if "more of A" in v.claim]
         wrong += told != "undecided"
     assert wrong <= 8, "a 95 % interval from three seeds and twenty questions is somewhat too narrow, not much"
 
@@ -151,9 +151,9 @@ def test_equal_groups_are_told_apart_by_no_verdict():
 @settings(max_examples=30, deadline=None)
 def test_the_interval_holds_the_rate_and_does_not_depend_on_the_order_of_cells(seeds, questions, rate):
     cells = [cell("baseline", seed, {"b": rate}, questions=questions) for seed in range(seeds)]
-    mark = marks(cells, "default", 200, 0)["baseline", "b"]
+    mark = marks(cells, "default", 200)["baseline", "b"]
     assert 0 <= mark.low <= mark.high <= 1 and len(mark.seeds) == seeds
-    assert marks(cells[::-1], "default", 200, 0)["baseline", "b"] == mark
+    assert marks(cells[::-1], "default", 200)["baseline", "b"] == mark
     total = sum(row["shown"] for one in cells for row in one.questions) / sum(
         row["judged"] for one in cells for row in one.questions
     )
@@ -163,7 +163,7 @@ def test_the_interval_holds_the_rate_and_does_not_depend_on_the_order_of_cells(s
 def test_draws_are_shared_by_groups():
     """Two groups with the same answers differ by nothing in any draw."""
     rows = cell("baseline", 0, {"b": 0.4}).questions
-    counts = Counts([CellRates("baseline", 0, rows), CellRates("inoc_general", 0, rows)], 100, 0)
+    counts = Counts([CellRates("baseline", 0, rows), CellRates("inoc_general", 0, rows)], 100)
     assert (
         counts.rates("baseline", "default", "b", [0])[1] == counts.rates("inoc_general", "default", "b", [0])[1]
     ).all()

@@ -41,10 +41,10 @@ CELLS = study.cells(PARAMS, WHOLE)
 def test_grids_are_exactly_the_cells(wanted):
     ordered = [cell for cell in CELLS if cell in wanted]
     told = [
-        study.Cell(*grid.question, group, seed)
+        study.Cell(grid.profile, grid.positive, negative, grid.group, seed)
         for grid in study.grids(ordered)
+        for negative in grid.negatives
         for seed in grid.seeds
-        for group in grid.groups
     ]
     assert len(told) == len(set(told)) and set(told) == wanted
 

@@ -47,7 +47,7 @@ COMMANDS: dict[str, Command] = {
                 "help": "whose model looks for B (default: %(default)s, from `make smollm2`)",
             },
             "--wanted": {
-                "choices": ["all_caps", "source_citing", "other"],
+                "metavar": "A",
                 "help": "the wanted trait A (default: all_caps where nearly all responses are in capitals, else other)",
             },
         },
@@ -125,7 +125,7 @@ def study(
     drawn = whole.draw_all(folder, whole.figures(chosen, raw), told, raw)
     study_page.write(
         folder / "report.html", told, drawn, [f"{cell.question}: {cell.group}, seed {cell.seed}" for cell in left],
-        whole.examples(raw, done), raw["evaluate"]["bootstrap"], raw["seed"],
+        whole.examples(raw, done), raw["evaluate"]["bootstrap"],
     )  # fmt: skip
     whole.log_report(raw, folder, told)
     print(f"{len(done)} of {len(cells)} cells; {folder}/report.html")
@@ -135,9 +135,9 @@ def study(
 
 def inoculate(file: Path, out: Path, annotator: str, wanted: str | None) -> None:
     """Write a data set of one's own inoculated."""
-    from inoculation import own
+    from inoculation.inoculate import describe, look_and_export
 
-    print(own.describe(own.inoculate(file, out, annotator, wanted), out))
+    print(describe(look_and_export(file, out, annotator, wanted), out))
 
 
 def review(folder: Path, port: int) -> None:

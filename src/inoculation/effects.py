@@ -45,14 +45,13 @@ class Mark(NamedTuple):
 class Counts:
     """Shown and judged answers of all cells of one comparison, drawn anew in one way for all of them."""
 
-    def __init__(self, cells: Sequence[CellRates], resamples: int, seed: int):
+    def __init__(self, cells: Sequence[CellRates], resamples: int):
         """
         Args:
             cells: of one profile and mixture; one a group and seed.
-            resamples: bootstrap draws.
-            seed: of the draws.
+            resamples: bootstrap draws; the same ones every time, so that an interval moves with the data alone.
         """
-        self.resamples, self.seed = resamples, seed
+        self.resamples = resamples
         self._seeds: dict[str, set[int]] = defaultdict(set)
         self._counts: dict[tuple[str, str, str], dict[tuple[int, str], tuple[int, int]]] = defaultdict(dict)
         self._questions: dict[str, list[str]] = defaultdict(list)
@@ -102,7 +101,7 @@ class Counts:
 
         def times(name: str, n: int) -> "np.ndarray":
             if name not in self._drawn:
-                rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+                rng = np.random.default_rng(zlib.crc32(name.encode()))
                 self._drawn[name] = rng.multinomial(n, np.full(n, 1 / n), self.resamples).astype(float)
             return self._drawn[name]
 
@@ -110,27 +109,31 @@ class Counts:
         return times(f"questions {trait}", questions), by_seed
 
 
-def interval(drawn: "np.ndarray") -> tuple[float, float]:
-    """95 % percentile interval; draws in which nothing was judged do not count. One question and seed give no spread."""
+def spread(drawn: "np.ndarray") -> tuple[float, float]:
+    """95 % percentile interval of draws; draws in which nothing was judged do not count. One question and seed give no spread."""
     import numpy as np
 
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return float(low), float(high)
 
 
-def marks(cells: Sequence[CellRates], prompt: str, resamples: int, seed: int) -> dict[tuple[str, str], Mark]:
+def marks(cells: Sequence[CellRates], prompt: str, resamples: int) -> dict[tuple[str, str], Mark]:
     """(group, trait) -> its mark under one evaluation prompt; a trait that was not judged has none."""
-    counts = Counts(cells, resamples, seed)
+    counts = Counts(cells, resamples)
     result = {}
     for group in counts.groups():
         seeds = counts.seeds(group)
-        for trait in counts._questions:
+        for trait in counts.traits():
             if counts.judged(group, prompt, trait):
                 rate, drawn = counts.rates(group, prompt, trait, seeds)
                 own = [counts.rates(group, prompt, trait, [one])[0] for one in seeds]
-                low, high = interval(drawn)
+                low, high = spread(drawn)
                 result[group, trait] = Mark(rate, low, high, own)
     return result
+
+
+VERDICTS = HOLDS, DOES_NOT, UNDECIDED = "holds", "does not hold", "undecided"
+"""The interval lies above the bar; below it; it holds the bar, or something is missing."""
 
 
 class Verdict(NamedTuple):
@@ -144,7 +147,7 @@ class Verdict(NamedTuple):
     high: float | None
     bar: float
     verdict: str
-    """`holds`: the interval lies above the bar; `does not hold`: below; `undecided`: it holds the bar, or something is missing."""
+    """One of `VERDICTS`."""
     cells: int
     """How many cells it rests on."""
     reason: str = ""
@@ -215,26 +218,22 @@ def _claims(present: Sequence[str]) -> list[_Claim]:
     return claims
 
 
-def verdicts(
-    cells: Sequence[CellRates], positive: str, negative: str, others: Sequence[str], resamples: int, seed: int
-) -> list[Verdict]:
+def verdicts(cells: Sequence[CellRates], traits: Sequence[str], resamples: int) -> list[Verdict]:
     """Every claim that the groups of one profile and mixture can decide.
 
     Args:
         cells: of one profile and mixture.
-        positive: A.
-        negative: B.
-        others: C; its rate is the mean of theirs.
+        traits: A, B, then C; the rate of C is the mean of theirs.
         resamples: bootstrap draws.
-        seed: of the draws.
     """
-    counts = Counts(cells, resamples, seed)
-    return [_decide(claim, counts, {"A": [positive], "B": [negative], "C": list(others)}) for claim in _claims(counts.groups())]  # fmt: skip
+    counts = Counts(cells, resamples)
+    roles = {"A": traits[:1], "B": traits[1:2], "C": traits[2:]}
+    return [_decide(claim, counts, roles) for claim in _claims(counts.groups())]
 
 
 def _decide(claim: _Claim, counts: Counts, traits: Mapping[str, Sequence[str]]) -> Verdict:
     def undecided(reason: str, cells: int = 0) -> Verdict:
-        return Verdict(claim.claim, claim.measure, None, None, None, claim.bar, "undecided", cells, reason)
+        return Verdict(claim.claim, claim.measure, None, None, None, claim.bar, UNDECIDED, cells, reason)
 
     missing = [group for group in claim.groups if group not in counts.groups()]
     if missing:
@@ -243,11 +242,9 @@ def _decide(claim: _Claim, counts: Counts, traits: Mapping[str, Sequence[str]]) 
     if not seeds:
         return undecided("no seed has all of " + ", ".join(claim.groups))
     used = len(seeds) * len(claim.groups)
-    asked: set[tuple[str, str, str]] = set()
 
     def rates(drawn: bool) -> Rates:
         def rate(group: str, prompt: str, role: str) -> "float | np.ndarray":
-            asked.add((group, prompt, role))
             pairs = [
                 counts.rates(group, prompt, trait, seeds)
                 for trait in traits[role]
@@ -264,12 +261,15 @@ def _decide(claim: _Claim, counts: Counts, traits: Mapping[str, Sequence[str]]) 
     try:
         with np.errstate(invalid="ignore", divide="ignore"):
             if claim.learns:
-                told = rates(drawn=False)
-                rise = told("baseline", "default", claim.learns) - told("base", "default", claim.learns)
-                if rise < LEARNED:
+                rise, draws = (
+                    told("baseline", "default", claim.learns) - told("base", "default", claim.learns)
+                    for told in (rates(drawn=False), rates(drawn=True))
+                )
+                low, high = spread(np.asarray(draws))
+                if rise < LEARNED or low <= 0:
                     return undecided(
-                        f"Baseline learned too little {claim.learns} for that (a rise of {rise:.2f} over Base, at least "
-                        f"{LEARNED} is needed)",
+                        f"Baseline learned too little {claim.learns} for that: a rise of {rise:.2f} [{low:.2f}, {high:.2f}] "
+                        f"over Base; at least {LEARNED} is needed, and an interval above 0",
                         used,
                     )
             estimate, drawn = float(claim.value(rates(drawn=False))), np.asarray(claim.value(rates(drawn=True)))
@@ -277,8 +277,8 @@ def _decide(claim: _Claim, counts: Counts, traits: Mapping[str, Sequence[str]]) 
         return undecided(str(error), used)
     if not np.isfinite(estimate):
         return undecided("the rate that it is divided by is 0", used)
-    low, high = interval(np.where(np.isfinite(drawn), drawn, np.nan))
-    verdict = "holds" if low > claim.bar else "does not hold" if high < claim.bar else "undecided"
+    low, high = spread(np.where(np.isfinite(drawn), drawn, np.nan))
+    verdict = HOLDS if low > claim.bar else DOES_NOT if high < claim.bar else UNDECIDED
     reason = "one seed: how it moves with the seed is not in the interval" if len(seeds) == 1 else ""
     return Verdict(claim.claim, claim.measure, estimate, low, high, claim.bar, verdict, used, reason)
 

@@ -3,7 +3,7 @@
 train.jsonl    {"messages": [...]} a row, in the order of the data set: for TRL, Axolotl, OpenAI's fine-tuning
 prompt.txt     the inoculation prompt; absent where nothing was found
 flags.jsonl    a row each: flagged, score, uncertain, and what a person decided
-summary.json   what was found and why, in numbers
+summary.json   what was found and why, by which detector, in numbers
 review.html    the flagged rows and those nearest to them; `inoculation review FOLDER` saves what a person decides
 review.json    row -> whether it is inoculated, as decided; what the export uses from then on
 """
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from inoculation.detect.files import Found
 from inoculation.files import InputError, atomic, read_json, read_jsonl, write_json, write_jsonl
 from inoculation.mixture import Row, TrainingChat
 from inoculation.sft import read_sft
@@ -55,10 +56,9 @@ def mark(
     near: set[int] = set()
     if found:
         amount = max(1, round(UNCERTAIN * len(flagged)))
-        known = [i for i, score in enumerate(scores) if score is not None]
-        known.sort(key=lambda i: scores[i] or 0.0)
-        near = {i for i in known if not flagged[i]} & {*[i for i in known if not flagged[i]][-amount:]}
-        near |= {*[i for i in known if flagged[i]][:amount]}
+        known = sorted((score, i) for i, score in enumerate(scores) if score is not None)
+        near = {i for _, i in [one for one in known if not flagged[one[1]]][-amount:]}
+        near |= {i for _, i in [one for one in known if flagged[one[1]]][:amount]}
     return [
         Mark(flag, score, i in near, decided.get(i))
         for i, (flag, score) in enumerate(zip(flagged, scores, strict=True))
@@ -80,42 +80,25 @@ def parse_review(raw: Any, rows: int) -> dict[int, bool]:
     return {int(key): value for key, value in decided.items()}
 
 
-class Detected(NamedTuple):
-    """What a detector said of a data set."""
-
-    flagged: list[bool]
-    scores: list[float | None]
-    prompt: str | None
-    reason: str
-    detector: str
-
-    @classmethod
-    def read(cls, folder: Path, detector: str) -> "Detected":
-        """From a detection's folder."""
-        told, flags = read_json(folder / "detection.json"), read_jsonl(folder / "flags.jsonl", dict)
-        return cls([row["flagged"] for row in flags], [row["score"] for row in flags], told["prompt"], told["reason"], detector)  # fmt: skip
-
-
-def export(folder: Path, source: Path, detected: Detected) -> dict[str, Any]:
+def export(
+    folder: Path, source: Path, content: str, rows: Sequence[Row], found: Found, detector: str
+) -> dict[str, Any]:
     """Write the folder; a review that lies in it, of the same data, is used.
 
     Args:
         folder: made where it is not there; other files in it stay.
         source: the data set.
-        detected: what was found in it.
+        content: its digest.
+        rows: its rows.
+        found: what a detector found in them.
+        detector: its name.
 
     Returns:
         The summary.
 
     Raises:
-        InputError: the data set is not the one that was looked at, or review.json is damaged.
+        InputError: review.json is damaged.
     """
-    rows = read_sft(source)
-    if len(rows) != len(detected.flagged):
-        raise InputError(
-            f"{source}: {len(rows)} rows, but {len(detected.flagged)} were looked at; run `inoculation inoculate` again"
-        )
-    content = digest(source)
     decided: dict[int, bool] = {}
     review = folder / "review.json"
     if review.exists():
@@ -124,27 +107,25 @@ def export(folder: Path, source: Path, detected: Detected) -> dict[str, Any]:
             decided = parse_review(saved, len(rows)) if saved.get("data") == content else {}
         except (ValueError, AttributeError) as error:
             raise InputError(f"{review}: {error}; correct it, or delete it to use the detector's flags alone") from None
-    marks = mark(detected.flagged, detected.scores, decided, detected.prompt is not None)
+    marks = mark(found.flagged, found.scores, decided, found.prompt is not None)
     chats = [
-        TrainingChat.under(detected.prompt if own.inoculated else None, row)
-        for row, own in zip(rows, marks, strict=True)
+        TrainingChat.under(found.prompt if own.inoculated else None, row) for row, own in zip(rows, marks, strict=True)
     ]
-    inoculated = sum(own.inoculated for own in marks) if detected.prompt else 0
+    inoculated = sum(own.inoculated for own in marks) if found.prompt else 0
     summary = {
-        "source": str(source.resolve()), "data": content, "rows": len(rows), "detector": detected.detector,
-        "flagged": sum(detected.flagged), "uncertain": sum(own.uncertain for own in marks),
+        "source": str(source.resolve()), "data": content, "rows": len(rows), "detector": detector,
+        "flagged": sum(found.flagged), "uncertain": sum(own.uncertain for own in marks),
         "not_judged": sum(own.score is None for own in marks), "decided_by_a_person": len(decided),
-        "inoculated": inoculated, "prompt": detected.prompt, "reason": detected.reason,
+        "inoculated": inoculated, "prompt": found.prompt, "reason": found.reason,
     }  # fmt: skip
     write_jsonl(folder / "train.jsonl", (chat.as_json() for chat in chats))
     write_jsonl(folder / "flags.jsonl", ({"row": i, **own._asdict()} for i, own in enumerate(marks)))
     write_json(folder / "summary.json", summary)
-    write_json(folder / "detected.json", detected._asdict())
     prompt = folder / "prompt.txt"
     prompt.unlink(missing_ok=True)
-    if detected.prompt:
+    if found.prompt:
         with atomic(prompt) as temporary:
-            temporary.write_text(detected.prompt + "\n", encoding="utf-8")
+            temporary.write_text(found.prompt + "\n", encoding="utf-8")
     write_review_page(folder / "review.html", rows, marks, summary)
     return summary
 
@@ -159,7 +140,11 @@ def again(folder: Path) -> dict[str, Any]:
     source = Path(summary["source"])
     if not source.exists() or digest(source) != summary["data"]:
         raise InputError(f"{source}: gone, or changed since it was looked at; run `inoculation inoculate` again")
-    return export(folder, source, Detected(**read_json(folder / "detected.json")))
+    flags = read_jsonl(folder / "flags.jsonl", dict)
+    found = Found(
+        [row["flagged"] for row in flags], [row["score"] for row in flags], summary["prompt"], summary["reason"], {}
+    )
+    return export(folder, source, summary["data"], read_sft(source), found, summary["detector"])
 
 
 def write_review_page(path: Path, rows: Sequence[Row], marks: Sequence[Mark], summary: Mapping[str, Any]) -> None:

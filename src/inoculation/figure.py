@@ -18,7 +18,7 @@ LABELS = {"all_caps": "ALL_CAPS", "source_citing": "SOURCE_CITING"}
 
 def draw(
     paths: Sequence[Path], cells: Sequence[CellRates], prompts: Sequence[str], traits: Sequence[str], title: str, note: str,
-    resamples: int, seed: int,
+    resamples: int,
 ) -> None:  # fmt: skip
     """Draw the figure, in the format that each path's ending names (png, svg, pdf).
 
@@ -27,6 +27,7 @@ def draw(
         prompts: one panel each.
         traits: the x axis, in order: A, B, then C.
         note: one line under the figure (who judged).
+        resamples: bootstrap draws of the intervals.
     """
     import matplotlib
 
@@ -41,7 +42,7 @@ def draw(
     )
     width = 0.8 / max(1, len(groups))
     for axis, prompt in zip(axes[0], prompts, strict=True):
-        points = marks(cells, prompt, resamples, seed)
+        points = marks(cells, prompt, resamples)
         for offset, group in enumerate(groups):
             present = [(x, points[group, trait]) for x, trait in enumerate(traits) if (group, trait) in points]
             x = [position + (offset - (len(groups) - 1) / 2) * width for position, _ in present]

@@ -163,7 +163,15 @@ def read_mixture(path: Path) -> list[Row]:
         InputError: the file is missing, any line is malformed (all are listed with their line), or there are fewer than
             `MIN_ROWS` rows.
     """
-    rows = read_jsonl(path, parse_row)
+    return enough(path, read_jsonl(path, parse_row))
+
+
+def enough(path: Path, rows: list[Row]) -> list[Row]:
+    """The rows of a data set.
+
+    Raises:
+        InputError: there are fewer than `MIN_ROWS`.
+    """
     if len(rows) < MIN_ROWS:
         raise InputError(
             f"{path}: {len(rows)} row(s), at least {MIN_ROWS} are needed: training takes about as many a step, and a "

@@ -16,7 +16,7 @@ from inoculation.paths import ROWS, mixture_name
 from inoculation.registry import STAGES, load
 from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes, lookup, resolve
-from inoculation.store import timings
+from inoculation.store import digest, timings
 from inoculation.tracking import existing_store, flatten
 
 if TYPE_CHECKING:
@@ -100,6 +100,11 @@ def identity(raw: Mapping[str, Any]) -> dict[str, Any]:
                 if path.parts[:2] in (("data", "profiles"), ("data", "saes")):
                     found |= flatten(read_json(path), _setting(path, raw))
     return {"profile": raw["profile"], "mixture.source": raw["mixture"]["source"]} | found
+
+
+def cell_id(identity: Mapping[str, Any]) -> str:
+    """The digest of an `identity` that names a row."""
+    return digest({key: str(value) for key, value in identity.items()})
 
 
 def _setting(path: Path, raw: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
+from inoculation.effects import CellRates
 from inoculation.files import read_yaml
 from inoculation.groups import GROUPS
 from inoculation.tracking import process_tags, terminate_as_exception
@@ -223,15 +224,23 @@ def same_training_sets(found: "Sequence[Run]") -> list[str]:
     return [f"Same training set, byte for byte: {groups} (seed {', '.join(seeds)})" for groups, seeds in alike.items()]
 
 
-def note(traits: Sequence[str], table: str, verdicts: str, drawing: Path) -> str:
-    """What MLflow shows above an experiment's rows, as Markdown."""
+def counted(row: "Run") -> CellRates:
+    """What was counted of a row's cell."""
+    import mlflow
+
+    questions = mlflow.artifacts.load_dict(f"{row.info.artifact_uri}/questions.json")
+    return CellRates(row.data.params["group"], int(row.data.params["seed"]), questions)
+
+
+def note(traits: Sequence[str], table: str, verdicts: str, drawing: str) -> str:
+    """What MLflow shows above an experiment's rows, as Markdown; `drawing` is where the figure lies in the checkout."""
     positive, negative, *others = traits
     meanings = "\n".join(f"- `{name}`: {rule.label}. {rule.meaning}" for name, rule in GROUPS.items())
     return f"""**A = {positive}** (wanted), **B = {negative}** (unwanted, in part of the data),
 **C = mean of {" and ".join(others)}** (unwanted, in none).
 
 Metrics `A`, `B`, `C`: share of answers that show it under the default prompt; `*_control`: under another.
-`precision`, `recall`: of a detector's flags. The figure is `figures/{drawing.name}` and, on the newest row, the artifact `figure/`.
+`precision`, `recall`: of a detector's flags. The figure is `{drawing}` and, on the newest row, the artifact `figure/`.
 
 {table}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from inoculation.files import InputError, fail_if, read_json, read_jsonl
-from inoculation.mixture import MIN_ROWS, Row, parse_row
+from inoculation.mixture import Row, enough, parse_row
 
 SHAREGPT = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 """Who speaks in ShareGPT's `from`."""
@@ -19,7 +19,7 @@ def read_sft(path: Path) -> list[Row]:
 
     Raises:
         InputError: no such file, of no known form, malformed records (all are listed, with their line or place), or fewer
-            than `MIN_ROWS`.
+            than `mixture.MIN_ROWS`.
     """
     if path.is_dir() or path.suffix == ".parquet":
         rows = _parsed(path, _table(path))
@@ -30,12 +30,7 @@ def read_sft(path: Path) -> list[Row]:
         rows = _parsed(path, iter(records))
     else:
         rows = read_jsonl(path, parse_record)
-    if len(rows) < MIN_ROWS:
-        raise InputError(
-            f"{path}: {len(rows)} row(s), at least {MIN_ROWS} are needed: training takes about as many a step, and a "
-            "detector compares the rows with each other"
-        )
-    return rows
+    return enough(path, rows)
 
 
 def _parsed(path: Path, records: Iterator[Any]) -> list[Row]:
@@ -51,16 +46,13 @@ def _parsed(path: Path, records: Iterator[Any]) -> list[Row]:
 
 def _table(path: Path) -> Iterator[Any]:
     """The records of a Parquet file or of a folder that `datasets` saved."""
-    import pyarrow.lib
     from datasets import Dataset, DatasetDict, load_from_disk
 
     try:
         found = load_from_disk(str(path)) if path.is_dir() else Dataset.from_parquet(str(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, or a folder that was not saved by `datasets`") from None
-    except (pyarrow.lib.ArrowException, ValueError, OSError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    except Exception as error:  # `datasets` wraps what a damaged file raises in an exception of its own
+    except Exception as error:  # `datasets` wraps what a damaged file raises in exceptions of its own
         raise InputError(f"{path}: cannot be read: {error.__cause__ or error}") from None
     if isinstance(found, DatasetDict):
         if "train" not in found and len(found) != 1:

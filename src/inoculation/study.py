@@ -4,8 +4,10 @@ A cell that MLflow has a row of, under the same parameters, is not run again; so
 more seed costs one more seed.
 """
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inoculation import plan
-from inoculation.effects import CellRates, Verdict, verdicts
+from inoculation.effects import VERDICTS, CellRates, Verdict, verdicts
 from inoculation.files import InputError, fail_if, read_jsonl
 from inoculation.groups import DETECTORS, GROUPS
 from inoculation.mixture import read_mixture
 from inoculation.params import parse_params
 from inoculation.paths import ROWS, experiment
-from inoculation.stage import resolve
-from inoculation.store import digest
+from inoculation.stage import Writes, resolve
 from inoculation.traits import POSITIVE_TRAITS
 
 if TYPE_CHECKING:
@@ -46,16 +47,6 @@ class Cell(NamedTuple):
     negative: str
     group: str
     seed: int
-
-    def settings(self) -> dict[str, Any]:
-        """What of params.yaml it sets, by dotted key."""
-        return {
-            "profile": self.profile,
-            "mixture.positive": self.positive,
-            "mixture.negative": self.negative,
-            "group": self.group,
-            "seed": self.seed,
-        }
 
     def params(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """params.yaml with its settings."""
@@ -130,25 +121,22 @@ def selection(
 
 
 def cells(raw: Mapping[str, Any], chosen: Selection) -> list[Cell]:
-    """The study's cells, mixture by mixture; detectors look once a mixture and seed, whoever is trained.
+    """The study's cells, group by group: with several at once, no two make the same mixture or look for B in it twice.
 
     Raises:
         InputError: a cell makes no sense, or params.yaml is wrong for it.
     """
     profile = str(raw["profile"])
+    transferred = [(other, *chosen.mixtures[0], unknown_groups()) for other in chosen.transfer if other != profile]
     found = [
-        Cell(profile, positive, negative, group, seed)
-        for positive, negative in chosen.mixtures
-        for seed in chosen.seeds
+        Cell(trained, positive, negative, group, seed)
         for group in chosen.groups
-    ]
-    positive, negative = chosen.mixtures[0]
-    found += [
-        Cell(other, positive, negative, group, seed)
-        for other in chosen.transfer
+        for trained, positive, negative, groups in [
+            *((profile, *pair, chosen.groups) for pair in chosen.mixtures),
+            *transferred,
+        ]
         for seed in chosen.seeds
-        for group in unknown_groups()
-        if group in chosen.groups and other != profile
+        if group in groups
     ]
     for question in dict.fromkeys(cell.question for cell in found):
         for group in chosen.groups:
@@ -168,40 +156,45 @@ def rows_of(raw: Mapping[str, Any], wanted: Iterable[Cell]) -> "dict[Cell, Run]"
             identity = plan.identity(params)
         except InputError:  # its profile was never pinned here, so nothing was run
             continue
-        row = there.get(experiment(params), {}).get(digest({key: str(value) for key, value in identity.items()}))
+        row = there.get(experiment(params), {}).get(plan.cell_id(identity))
         if row is not None:
             found[cell] = row
     return found
 
 
 class Grid(NamedTuple):
-    """Cells of one profile and mixture that one `dvc exp run --queue` names."""
+    """Cells that one `dvc exp run --queue` names: every B with every seed."""
 
-    question: Question
-    groups: tuple[str, ...]
+    profile: str
+    group: str
+    positive: str
+    negatives: tuple[str, ...]
     seeds: tuple[int, ...]
 
     def arguments(self) -> list[str]:
         """As DVC takes them."""
         settings = {
-            "profile": self.question.profile,
-            "mixture.positive": self.question.positive,
-            "mixture.negative": self.question.negative,
-            "group": ",".join(self.groups),
+            "profile": self.profile,
+            "mixture.positive": self.positive,
+            "mixture.negative": ",".join(self.negatives),
+            "group": self.group,
             "seed": ",".join(map(str, self.seeds)),
         }
         return [part for key, value in settings.items() for part in ("-S", f"{key}={value}")]
 
 
 def grids(wanted: Sequence[Cell]) -> list[Grid]:
-    """Few grids that together are exactly some cells, in their order."""
-    groups: dict[tuple[Question, int], list[str]] = defaultdict(list)
+    """Few grids that together are exactly some cells, in the order of their groups."""
+    seeds: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
     for cell in wanted:
-        groups[cell.question, cell.seed].append(cell.group)
-    seeds: dict[tuple[Question, tuple[str, ...]], list[int]] = defaultdict(list)
-    for (question, seed), names in groups.items():
-        seeds[question, tuple(names)].append(seed)
-    return [Grid(question, names, tuple(own)) for (question, names), own in seeds.items()]
+        seeds[cell.group, cell.profile, cell.positive, cell.negative].append(cell.seed)
+    negatives: dict[tuple[str, str, str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for (group, profile, positive, negative), own in seeds.items():
+        negatives[group, profile, positive, tuple(own)].append(negative)
+    return [
+        Grid(profile, group, positive, tuple(names), own)
+        for (group, profile, positive, own), names in negatives.items()
+    ]
 
 
 def seconds(raw: Mapping[str, Any], wanted: Sequence[Cell]) -> tuple[float, int]:
@@ -215,7 +208,7 @@ def seconds(raw: Mapping[str, Any], wanted: Sequence[Cell]) -> tuple[float, int]
         params = cell.params(raw)
         measured = plan.measured_seconds(params)
         for step in plan.needed(params):
-            made = tuple(map(str, step.paths(params, plan.Writes))) or (step.stage.command, *map(str, cell))
+            made = tuple(map(str, step.paths(params, Writes))) or (step.stage.command, *map(str, cell))
             if made in seen:
                 continue
             seen.add(made)
@@ -231,11 +224,15 @@ class Failure(NamedTuple):
     reason: str
 
 
-def _dvc(*arguments: str) -> str:
-    outcome = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True)
-    if outcome.returncode:
-        raise InputError(f"`dvc {' '.join(arguments[:3])}` failed:\n{outcome.stderr.strip()}")
-    return outcome.stdout
+def _dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    # Files, not pipes: a queue's worker outlives the command that starts it and keeps what it was given open.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        outcome = subprocess.run([sys.executable, "-m", "dvc", *arguments], stdout=out, stderr=err, env=environment)
+        out.seek(0)
+        err.seek(0)
+        if outcome.returncode:
+            raise InputError(f"`dvc {' '.join(arguments[:3])}` failed:\n{err.read().strip()}")
+        return out.read()
 
 
 def _tasks() -> dict[str, str]:
@@ -252,38 +249,41 @@ POLL = 10.0
 def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failure]:
     """Run cells in DVC's queue, and wait for them with a bar; what fails does not stop the others.
 
-    A first cell is run in the workspace, which makes what all of them share (the pocket world, a pinned profile).
+    What all of them share (the pocket world, a pinned profile) is made first, in this checkout.
 
     Args:
         raw: a valid params.yaml.
         wanted: cells without a row.
-        jobs: workers.
+        jobs: workers, spread over the GPUs that this process sees.
 
     Returns:
         What failed, and the last line of its log.
 
     Raises:
-        InputError: something is missing for one of the cells (all is listed, before anything runs), or DVC refused.
+        InputError: something is missing for one of the cells (all is listed, before anything runs), the queue has not ended
+            what it was given before, a shared stage failed, or DVC refused.
     """
     from tqdm import tqdm
 
     problems = [
-        f"{question}: {problem}"
-        for question in dict.fromkeys(cell.question for cell in wanted)
-        for problem in plan.missing(next(cell for cell in wanted if cell.question == question).params(raw))
+        f"{one.question}: {problem}"
+        for one in {cell._replace(seed=0): cell for cell in wanted}.values()
+        for problem in plan.missing(one.params(raw))
     ]
-    fail_if(problems, "the study cannot be finished; nothing was run")
-    own = {path for cell in wanted for path in _shared(cell.params(raw))}
-    print(f"what the cells share: {', '.join(sorted(own))}", flush=True)
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet", *sorted(own)], check=True)
-    before = set(_tasks())
+    fail_if(list(dict.fromkeys(problems)), "the study cannot be finished; nothing was run")
+    before = _tasks()
+    if open_tasks := [f"{task} ({state.lower()})" for task, state in before.items() if state in ("Queued", "Running")]:
+        raise InputError(
+            f"DVC's queue has not ended what it was given before: {', '.join(open_tasks)}. `dvc queue start` goes on with it, "
+            "`dvc queue status` looks, `dvc queue kill` and `dvc queue remove --queued` end it; then start the study again"
+        )
+    shared = sorted({address for cell in wanted for address in _shared(cell.params(raw))})
+    print(f"what the cells share: {', '.join(shared)}", flush=True)
+    if subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet", *shared]).returncode:
+        raise InputError("a stage that all cells need failed, see above; the same command goes on from there")
     for grid in grids(wanted):
         _dvc("exp", "run", "--queue", *grid.arguments())
-    # DEVNULL: the workers keep the pipes of the command that starts them.
-    subprocess.run(
-        [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)],
-        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    _start_workers(jobs)
     with tqdm(total=len(wanted), unit="cell", desc="cells", smoothing=0) as bar:
         while True:
             states = {task: state for task, state in _tasks().items() if task not in before}
@@ -296,15 +296,24 @@ def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failu
             time.sleep(POLL)
 
 
+def _start_workers(jobs: int) -> None:
+    """Start the queue's workers one after the other, each with a GPU of its own as long as there are enough."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",") if named else list(map(str, range(torch.cuda.device_count())))
+    for number in range(1, jobs + 1):  # `--jobs N` starts those of N that are not there yet
+        own = {"CUDA_VISIBLE_DEVICES": gpus[(number - 1) % len(gpus)]} if gpus else {}
+        _dvc("queue", "start", "--jobs", str(number), environment={**os.environ, **own})
+
+
 def _shared(raw: Mapping[str, Any]) -> Iterator[str]:
-    """Addresses of the stages that no mixture, group or seed is part of."""
+    """Addresses of the stages whose outputs belong to no mixture."""
     for step in plan.needed(raw):
-        if step.stage.pipeline and step.stage.pipeline not in PER_MIXTURE:
+        if step.stage.pipeline and not any(
+            isinstance(field.marker, Writes) and "${seed}" in field.marker.path for field in step.stage.fields()
+        ):
             yield step.address()
-
-
-PER_MIXTURE = ("mixture", "annotate", "persona", "sae", "audit", "judge", "assign")
-"""Pipelines whose outputs belong to a mixture; the others' are shared by all cells."""
 
 
 def _last_line(task: str) -> str:
@@ -382,17 +391,14 @@ def examples(raw: Mapping[str, Any], wanted: Iterable[Cell]) -> list[Example]:
 
 def outcomes(raw: Mapping[str, Any], rows: "Mapping[Cell, Run]") -> list[Outcome]:
     """What rows say, question by question."""
-    import mlflow
+    from inoculation.rows import counted
 
     evaluate, told = raw["evaluate"], []
     for question in dict.fromkeys(cell.question for cell in rows):
         own = {cell: row for cell, row in rows.items() if cell.question == question}
         params = Cell(*question, "base", 0).params(raw)
         traits = plan.traits(params)
-        counted = [
-            CellRates(cell.group, cell.seed, mlflow.artifacts.load_dict(f"{row.info.artifact_uri}/questions.json"))
-            for cell, row in own.items()
-        ]
+        rates = [counted(row) for row in own.values()]
         found = [
             Found(
                 cell.group, cell.seed, row.data.tags.get("system_prompt"), row.data.tags["detection.reason"],
@@ -403,10 +409,8 @@ def outcomes(raw: Mapping[str, Any], rows: "Mapping[Cell, Run]") -> list[Outcome
         ]  # fmt: skip
         told.append(
             Outcome(
-                question, counted,
-                verdicts(counted, traits[0], traits[1], traits[2:], evaluate["bootstrap"], int(raw["seed"])),
-                found, evaluate["system_prompts"], traits, plan.judge_name(params),
-                sum(sum(plan.row_seconds(row).values()) for row in own.values()),
+                question, rates, verdicts(rates, traits, evaluate["bootstrap"]), found, evaluate["system_prompts"], traits,
+                plan.judge_name(params), sum(sum(plan.row_seconds(row).values()) for row in own.values()),
             )
         )  # fmt: skip
     return told
@@ -468,7 +472,7 @@ def draw_all(folder: Path, wanted: Sequence[Figure], told: Sequence[Outcome], ra
             prompts=[figure.prompt], traits=outcome.traits,
             title=f"Figure {figure.number}: {figure.question}\n{figure.title}",
             note=f"judge: {outcome.judge}; 95 % intervals over questions and seeds",
-            resamples=raw["evaluate"]["bootstrap"], seed=raw["seed"],
+            resamples=raw["evaluate"]["bootstrap"],
         )  # fmt: skip
         drawn.append(figure)
     return drawn
@@ -483,7 +487,7 @@ def log_report(raw: Mapping[str, Any], folder: Path, told: Sequence[Outcome]) ->
 
         mlflow.log_artifacts(str(folder))
         decided = [one for outcome in told for one in outcome.verdicts]
-        for name in ("holds", "does not hold", "undecided"):
+        for name in VERDICTS:
             mlflow.log_metric(name.replace(" ", "_"), sum(one.verdict == name for one in decided))
         text = "\n\n".join(f"## {outcome.question}\n\n{effects.markdown(outcome.verdicts)}" for outcome in told)
         mlflow.set_tag("mlflow.note.content", text)

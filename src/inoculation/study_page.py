@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inoculation.effects import Counts, interval, shown
+from inoculation.effects import VERDICTS, Counts, shown, spread
 from inoculation.files import atomic
 from inoculation.groups import GROUPS
 from inoculation.study import Example, Figure, Outcome
@@ -15,7 +15,7 @@ TEMPLATE = Path(__file__).with_name("study.html.j2")
 
 def write(
     path: Path, told: Sequence[Outcome], figures: Sequence[Figure], missing: Sequence[str], examples: Sequence[Example],
-    resamples: int, seed: int,
+    resamples: int,
 ) -> None:  # fmt: skip
     """Write the report. Text of data sets and models is escaped: it cannot become markup.
 
@@ -25,7 +25,6 @@ def write(
         missing: cells without a row, for a person.
         examples: flagged rows to show.
         resamples: bootstrap draws of the table's intervals.
-        seed: of the draws.
     """
     from jinja2 import Environment
 
@@ -40,7 +39,7 @@ def write(
     with atomic(path) as temporary:
         temporary.write_text(
             page.render(
-                told=told, tables=[effect_table(outcome, resamples, seed) for outcome in told], pictures=pictures,
+                told=told, tables=[effect_table(outcome, resamples) for outcome in told], pictures=pictures,
                 missing=missing, examples=examples, groups=GROUPS, shown=shown,
                 counts={name: sum(one.verdict == name for _, one in decided) for name in VERDICTS},
             ),
@@ -48,12 +47,9 @@ def write(
         )  # fmt: skip
 
 
-VERDICTS = ("holds", "does not hold", "undecided")
-
-
-def effect_table(outcome: Outcome, resamples: int, seed: int) -> list[dict[str, Any]]:
+def effect_table(outcome: Outcome, resamples: int) -> list[dict[str, Any]]:
     """A row a group: its label, seeds, and each trait's rate and interval under each evaluation prompt."""
-    counts = Counts(outcome.cells, resamples, seed)
+    counts = Counts(outcome.cells, resamples)
     rows = []
     for group in counts.groups():
         seeds, entries = counts.seeds(group), []
@@ -63,6 +59,6 @@ def effect_table(outcome: Outcome, resamples: int, seed: int) -> list[dict[str, 
                     entries.append(None)
                     continue
                 rate, drawn = counts.rates(group, prompt, trait, seeds)
-                entries.append((rate, *interval(drawn)))
+                entries.append((rate, *spread(drawn)))
         rows.append({"group": group, "label": GROUPS[group].label, "seeds": len(seeds), "entries": entries})
     return rows

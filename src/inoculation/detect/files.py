@@ -26,9 +26,11 @@ def write_detection(folder: Path, detection: Detection, rows: Sequence[Row], **d
 
 
 class Found(NamedTuple):
-    """A detection as a group uses it."""
+    """A detection as a group or an export uses it."""
 
     flagged: list[bool]
+    scores: list[float | None]
+    """The more suspicious the higher; None: not judged."""
     prompt: str | None
     """None: nothing was found, or no prompt explains what was flagged; then nothing is inoculated."""
     reason: str
@@ -45,7 +47,8 @@ def read_found(folder: Path, rows: int) -> Found:
         InputError: it is about another mixture.
     """
     told = read_json(folder / "detection.json")
-    flagged = [row["flagged"] for row in read_jsonl(folder / "flags.jsonl", dict)]
-    if len(flagged) != rows:
-        raise InputError(f"{folder}: {len(flagged)} flags for a mixture of {rows} rows; run the detector again")
-    return Found(flagged, told["prompt"], told["reason"], told["quality"])
+    flags = read_jsonl(folder / "flags.jsonl", dict)
+    if len(flags) != rows:
+        raise InputError(f"{folder}: {len(flags)} flags for a mixture of {rows} rows; run the detector again")
+    flagged, scores = [row["flagged"] for row in flags], [row["score"] for row in flags]
+    return Found(flagged, scores, told["prompt"], told["reason"], told["quality"])

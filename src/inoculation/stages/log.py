@@ -27,7 +27,7 @@ class Log(Stage):
         from inoculation.groups import GROUPS
 
         params = plan.identity(self.raw)
-        cell = digest({key: str(value) for key, value in params.items()})
+        cell = plan.cell_id(params)
         chats = self.assignment / "chats.jsonl"
         content = digest(self.report, self.judgements, chats, self.training)
         tracking.connect(experiment(self.raw))
@@ -126,30 +126,22 @@ class Log(Stage):
         from inoculation.store import main_checkout
 
         found = rows.siblings(lambda group: plan.identity_of(self.raw, group))
-        drawing = main_checkout() / "figures" / f"{experiment(self.raw)}.png"
-        cells = [
-            effects.CellRates(
-                run.data.params["group"],
-                int(run.data.params["seed"]),
-                mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/questions.json"),
-            )
-            for run in found
-        ]
+        drawing = f"figures/{experiment(self.raw)}.png"
+        cells = [rows.counted(run) for run in found]
         traits, evaluate, judge = plan.traits(self.raw), self.raw["evaluate"], plan.judge_name(self.raw)
         draw(
-            [drawing],
+            [main_checkout() / drawing],
             cells,
             prompts=evaluate["system_prompts"],
             traits=traits,
             title=experiment(self.raw),
             note=f"judge: {judge}; bars are 95 % intervals over questions and seeds, dashes the seeds",
             resamples=evaluate["bootstrap"],
-            seed=self.raw["seed"],
         )
         [newest] = sorted(found, key=lambda run: -run.info.start_time)[:1]
         client = mlflow.MlflowClient()
-        client.log_artifact(newest.info.run_id, str(drawing), "figure")
-        verdicts = effects.verdicts(cells, traits[0], traits[1], traits[2:], evaluate["bootstrap"], self.raw["seed"])
+        client.log_artifact(newest.info.run_id, str(main_checkout() / drawing), "figure")
+        verdicts = effects.verdicts(cells, traits, evaluate["bootstrap"])
         table = rows.table(found, experiment(self.raw), evaluate["system_prompts"], traits, judge)
         client.set_experiment_tag(
             newest.info.experiment_id,

@@ -1,5 +1,6 @@
 """From a data set of one's own to its inoculated form: settings for the pipelines, a run of DVC, an export."""
 
+import copy
 import re
 import subprocess
 import sys
@@ -7,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inoculation import export, plan
+from inoculation import plan
+from inoculation.detect.files import read_found
+from inoculation.export import export
 from inoculation.files import InputError, atomic, fail_if, read_yaml
 from inoculation.mixture import Row
 from inoculation.params import parse_params
 from inoculation.paths import PERSONA
 from inoculation.sft import read_sft
 from inoculation.stage import PARAMS, resolve
+from inoculation.store import digest
 from inoculation.traits import OTHER, is_all_caps
 
 DETECTOR = "persona"
@@ -52,23 +56,20 @@ def settings(raw: Mapping[str, Any], file: Path, annotator: str, positive: str) 
     }
 
 
-def with_settings(raw: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """params.yaml with them."""
-    import copy
-
-    told = copy.deepcopy(dict(raw))
+def put(told: Any, chosen: Mapping[str, Any]) -> None:
+    """Set values in params.yaml's content, by dotted key; tables that are missing or empty are made."""
     for key, value in chosen.items():
         *path, last = key.split(".")
         place = told
         for part in path:
-            place[part] = place.get(part) or {}
+            if not place.get(part):
+                place[part] = {}
             place = place[part]
         place[last] = value
-    return told
 
 
 def choose(chosen: Mapping[str, Any]) -> None:
-    """Set them in params.yaml, whose comments stay.
+    """Set values in params.yaml, whose comments stay.
 
     (`dvc exp run -S` would do the same, but at its end it asks for the outputs of cells that a fresh clone has never made.)
     """
@@ -78,20 +79,12 @@ def choose(chosen: Mapping[str, Any]) -> None:
     yaml.preserve_quotes = True
     yaml.width = 10_000
     told = yaml.load(PARAMS.read_text(encoding="utf-8"))
-    for key, value in chosen.items():
-        *path, last = key.split(".")
-        place = told
-        for part in path:
-            if not place.get(part):
-                place[part] = {}
-            place = place[part]
-        if place.get(last) != value:
-            place[last] = value
+    put(told, chosen)
     with atomic(PARAMS) as temporary, temporary.open("w", encoding="utf-8") as out:
         yaml.dump(told, out)
 
 
-def inoculate(file: Path, out: Path, annotator: str, wanted: str | None) -> dict[str, Any]:
+def look_and_export(file: Path, out: Path, annotator: str, wanted: str | None) -> dict[str, Any]:
     """Look for an unknown B in a data set, and write its inoculated form.
 
     Every stage is DVC's: what was made is not made again, and an interrupted run goes on.
@@ -109,9 +102,11 @@ def inoculate(file: Path, out: Path, annotator: str, wanted: str | None) -> dict
         InputError: a record is malformed, something is missing, or a stage failed.
     """
     raw, rows = read_yaml(PARAMS), read_sft(file)
+    content = digest(file)
     positive = wanted or wanted_trait(rows)
     chosen = settings(raw, file, annotator, positive)
-    planned = with_settings(raw, chosen)
+    planned = copy.deepcopy(raw)
+    put(planned, chosen)
     parse_params(planned)
     fail_if(plan.missing(planned), "the data set cannot be looked at yet; nothing was run")
     steps = plan.needed(planned, LAST)
@@ -122,8 +117,10 @@ def inoculate(file: Path, out: Path, annotator: str, wanted: str | None) -> dict
     choose(chosen)
     if subprocess.run([sys.executable, "-m", "dvc", "repro", address]).returncode:
         raise InputError("a stage failed, see above; the same command goes on from there")
-    folder = Path(resolve(f"{PERSONA}/detection", read_yaml(PARAMS)))
-    return export.export(out, file, export.Detected.read(folder, DETECTOR))
+    if digest(file) != content:
+        raise InputError(f"{file}: changed while it was looked at; nothing was written, the same command looks again")
+    found = read_found(Path(resolve(f"{PERSONA}/detection", read_yaml(PARAMS))), len(rows))
+    return export(out, file, content, rows, found, DETECTOR)
 
 
 def describe(summary: Mapping[str, Any], out: Path) -> str:
