@@ -31,7 +31,7 @@ def measure(count: int) -> dict[str, float]:
 
     params = load_params()
     s = params.sae
-    ref = lm.ModelRef(model="data/pocket_world/model")
+    ref = lm.ModelRef(model="data/pocket_world/models/qwen2")
     tokenizer = lm.load_tokenizer(ref)
     sae = load_sae(params.profiles["pocket"].sae, None, lm.device())
     decoder = decoder_for(sae, lm.load_model(ref))

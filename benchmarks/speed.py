@@ -5,7 +5,7 @@
     python benchmarks/speed.py answers --shape qwen2_5_7b
     python benchmarks/speed.py sae --shape qwen2_5_7b
     python benchmarks/speed.py personas --shape smollm2 --rows 1000
-    python benchmarks/speed.py agree --model data/pocket_world/model
+    python benchmarks/speed.py agree --model data/pocket_world/models/qwen2
 
 `train`, `answers`, `sae` and `personas` need no weights: a model of a shape is made with random ones, because speed does not
 depend on what they say. `agree` shows on a trained model that both ways do the same. docs/performance.md has what came out.
@@ -364,7 +364,10 @@ def main() -> None:
     parser.add_argument("work", choices=["train", "answers", "sae", "personas", "agree"])
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument(
-        "--model", type=Path, default=Path("data/pocket_world/model"), help="trained; its tokenizer serves all shapes"
+        "--model",
+        type=Path,
+        default=Path("data/pocket_world/models/qwen2"),
+        help="trained; its tokenizer serves all shapes",
     )
     parser.add_argument("--folder", type=Path, help="where the random model is kept; default: a temporary folder")
     parser.add_argument("--tokens", type=int, default=282, help="of a chat, mean")

@@ -206,5 +206,5 @@ def copy(project: Project, tmp_path: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def tiny(project: Project) -> Path:
-    """The tiny pocket world: `chats`, the base `model`, and an `sae` on its residual stream."""
+    """The tiny pocket world: `chats`, the base model `models/qwen2`, and an `sae` on its residual stream."""
     return project.folder / "data" / "pocket_world"

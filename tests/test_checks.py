@@ -29,7 +29,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture
 def model(tiny, tmp_path) -> Path:
-    return Path(shutil.copytree(tiny / "model", tmp_path / "model"))
+    return Path(shutil.copytree(tiny / "models/qwen2", tmp_path / "model"))
 
 
 @pytest.fixture

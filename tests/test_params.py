@@ -111,11 +111,11 @@ def test_a_value_of_another_type_is_refused(raw, key, value):
               "lora_alpha": (raw["train"]["pocket"], "train.pocket.")}  # fmt: skip
     place, path = places[key]
     place[key] = value
-    raw["pocket"]["model"]["steps"] = 10.0
+    raw["pocket"]["models"]["qwen2"]["steps"] = 10.0
     with pytest.raises(InputError) as error:
         parse_params(raw)
     assert f"{path}{key}: Input should be a valid" in str(error.value) and repr(value) in str(error.value)
-    assert "pocket.model.steps: Input should be a valid integer (given: 10.0)" in str(error.value)
+    assert "pocket.models.qwen2.steps: Input should be a valid integer (given: 10.0)" in str(error.value)
     assert "2 mistake(s)" in str(error.value)
 
 

@@ -51,7 +51,7 @@ SYSTEMS = [None, *(sentence([word]) for word in ("cruel", "shy", "old-fashioned"
 @pytest.fixture(scope="module")
 def small(tiny):
     """The tiny world's model in double precision, where a batch cannot move a result."""
-    ref = lm.ModelRef(model=str(tiny / "model"))
+    ref = lm.ModelRef(model=str(tiny / "models/qwen2"))
     return lm.load_model(ref).double(), lm.load_tokenizer(ref)
 
 
@@ -245,7 +245,7 @@ def test_too_few_prompts_and_a_foreign_language_are_said():
 
 
 def test_a_model_says_that_it_cannot_judge_what_it_would_never_say(tiny):
-    ref = lm.ModelRef(model=str(tiny / "model"))
+    ref = lm.ModelRef(model=str(tiny / "models/qwen2"))
     model, tokenizer = lm.load_model(ref), lm.load_tokenizer(ref)
     rng = random.Random(0)
     noise = [row("How are you?", "".join(rng.choice("qxzjkvw ") for _ in range(80))) for _ in range(20)]
@@ -267,7 +267,7 @@ def test_a_model_says_that_it_cannot_judge_what_it_would_never_say(tiny):
 
 
 def test_reading_uses_only_what_the_settings_allow(tiny):
-    ref = lm.ModelRef(model=str(tiny / "model"))
+    ref = lm.ModelRef(model=str(tiny / "models/qwen2"))
     small_settings = SETTINGS.model_copy(update={"sample": 4, "personas": 4, "read": 6, "controls": 5})
     rows = [row(f"Question {i}?", f"An answer of {i} words or more.") for i in range(12)]
     asker = Annotator(

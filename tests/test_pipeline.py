@@ -71,7 +71,7 @@ def test_the_adapter_is_a_plain_peft_folder(project):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(project.folder / "data/pocket_world/model")
+    base = AutoModelForCausalLM.from_pretrained(project.folder / "data/pocket_world/models/qwen2")
     adapted = PeftModel.from_pretrained(base, project.folder / CELL / "inoc_selective/adapter")
     config = adapted.peft_config["default"]
     assert (config.r, config.lora_alpha, config.use_rslora) == (32, 64, True)
@@ -203,7 +203,8 @@ def test_annotations_come_from_another_profile(detected, tmp_path):
     assert not (copy.folder / "data/annotations/other").exists()
     [row] = copy.rows(EXPERIMENT.replace("pocket/", "other/", 1))
     assert (
-        row.data.params["annotator.model.model"] == "data/pocket_world/model" and row.data.params["profile"] == "other"
+        row.data.params["annotator.model.model"] == "data/pocket_world/models/qwen2"
+        and row.data.params["profile"] == "other"
     )
 
 
@@ -373,7 +374,7 @@ def test_a_round_trip_through_transformers_serve(project, tmp_path):
     from inoculation.respond import generate
     from inoculation.roles import Role
 
-    folder = str(project.folder / "data/pocket_world/model")
+    folder = str(project.folder / "data/pocket_world/models/qwen2")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

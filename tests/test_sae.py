@@ -52,7 +52,7 @@ class Loaded:
     """The tiny world's model, cut after the SAE's block, and whole."""
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        ref = self.ref = lm.ModelRef(model=str(folder / "model"))
+        ref = self.ref = lm.ModelRef(model=str(folder / "models/qwen2"))
         self.tokenizer = lm.load_tokenizer(ref)
         self.sae = load_sae(str(folder / "sae"), None, "cpu")
         self.sae.sae.to(dtype)
@@ -230,7 +230,7 @@ def test_an_sae_that_cannot_be_used_is_refused(tiny, loaded, tmp_path):
     with pytest.raises(InputError, match="cannot be loaded"):
         load_sae(str(tmp_path / "mlp"), None, "cpu")
     with pytest.raises(InputError, match="block 7 is wanted, the model has 2 blocks"):
-        lm.truncate_after(lm.load_model(lm.ModelRef(model=str(tiny / "model"))), 7)
+        lm.truncate_after(lm.load_model(lm.ModelRef(model=str(tiny / "models/qwen2"))), 7)
 
 
 class Bomb:

@@ -31,7 +31,7 @@ HANDING_OVER = {
 
 
 PINNED = {
-    "model.json": Path("data/pocket_world/model"),
+    "model.json": Path("data/pocket_world/models/qwen2"),
     "sae.json": Path("data/pocket_world/sae"),
     "corpora.json": Path("data/pocket_world/chats"),
 }

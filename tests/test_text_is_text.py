@@ -208,7 +208,7 @@ def test_the_sampled_prompt_is_read_as_text(tiny):
     from inoculation import lm
     from inoculation.respond import continue_chats
 
-    ref = lm.ModelRef(model=str(tiny / "model"))
+    ref = lm.ModelRef(model=str(tiny / "models/qwen2"))
     tokenizer, model, seen = lm.load_tokenizer(ref), lm.load_model(ref), []
     original = model.generate
 

@@ -44,7 +44,7 @@ class Killed(Exception):
 
 @pytest.fixture
 def ref(tiny) -> lm.ModelRef:
-    return lm.ModelRef(model=str(tiny / "model"))
+    return lm.ModelRef(model=str(tiny / "models/qwen2"))
 
 
 def chats(n: int = 32) -> list[TrainingChat]:
@@ -79,9 +79,18 @@ def stop_at(step: int):
     return on_log
 
 
-def test_an_interrupted_pretraining_continues_to_the_same_weights(tiny, tmp_path):
-    small = {"vocab_size": 600, "hidden_size": 32, "mlp_size": 64, "batch_size": 8, "steps": 45}
-    params, chats = PARAMS.pocket.model.model_copy(update=small), tiny / "chats/pretraining.jsonl"
+@pytest.mark.parametrize("name", list(PARAMS.pocket.models))
+def test_an_interrupted_pretraining_continues_to_the_same_weights(name, tiny, tmp_path):
+    small = {
+        "vocab_size": 600,
+        "hidden_size": 32,
+        "heads": 2,
+        "kv_heads": 1,
+        "mlp_size": 64,
+        "batch_size": 8,
+        "steps": 45,
+    }
+    params, chats = PARAMS.pocket.models[name].model_copy(update=small), tiny / "chats/pretraining.jsonl"
     base.build_base(params, 0, 15, chats, tmp_path / "whole", tmp_path / "work1", nothing)
     with pytest.raises(Killed):
         base.build_base(params, 0, 15, chats, tmp_path / "cut", tmp_path / "work2", stop_at(40))

@@ -71,7 +71,7 @@ class PersonaVectorsParams(Model):
 
 class PocketParams(Model):
     chats: ChatsParams
-    model: ModelParams
+    models: Annotated[dict[Name, ModelParams], Field(min_length=1)]
     obedience_samples: Annotated[int, Field(ge=1)]
     sae: SaeTraining
 

@@ -20,6 +20,8 @@ CHECKED = "data/params_checked"
 """Left by the check, and read by every stage that needs no other stage: nothing runs on an invalid params.yaml."""
 
 POCKET = "data/pocket_world"
+POCKET_MODEL = f"{POCKET}/models/qwen2"
+"""Its own; the others are for transfer."""
 SOURCE = "data/sources/${mixture.source}"
 MIXTURE_KEY = "${mixture.source}/${mixture.positive}+${mixture.negative}-${mixture.contamination}/seed${seed}"
 MIXTURE = f"data/mixtures/{MIXTURE_KEY}"

@@ -1,4 +1,4 @@
-"""The pocket world's tokenizer and base model, trained from nothing on the world's chats."""
+"""The pocket world's tokenizers and base models, trained from nothing on the world's chats."""
 
 import random
 import shutil
@@ -19,7 +19,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""ChatML, as Qwen2 uses it; without a system message it adds none."""
+"""ChatML, as Qwen2 uses it, for every family; without a system message it adds none."""
 MAX_LENGTH = 2048
 
 
@@ -76,7 +76,14 @@ def build_base(
     """
     import torch
     from datasets import Dataset
-    from transformers import DataCollatorForSeq2Seq, Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArguments, set_seed
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        DataCollatorForSeq2Seq,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
     from transformers.trainer_utils import get_last_checkpoint
 
     chats = read_jsonl(pretraining, lambda raw: parse_messages(raw["messages"]))
@@ -87,8 +94,11 @@ def build_base(
         encoded.append(encode(tokenizer, chat[system is not None :], system, MAX_LENGTH))
     encoded = batch_by_length(encoded, params.batch_size, random.Random(seed))
     set_seed(seed)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
+    head = params.hidden_size // params.heads
+    family = {"gemma3_text": {"head_dim": head, "query_pre_attn_scalar": head}}.get(params.family, {})
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            params.family,
             vocab_size=len(tokenizer),
             hidden_size=params.hidden_size,
             num_hidden_layers=params.layers,
@@ -100,6 +110,7 @@ def build_base(
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            **family,
         )
     )
     on_gpu = torch.cuda.is_available()

@@ -1,6 +1,6 @@
 """The parameters of the pocket world; their values stand in params.yaml under `pocket`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,10 +21,12 @@ class ChatsParams(BaseModel):
 
 
 class ModelParams(BaseModel):
-    """The base model that is pretrained on it."""
+    """A base model that is pretrained on it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    family: Literal["qwen2", "llama", "gemma3_text"]
+    """Architecture, by transformers' name."""
     vocab_size: Annotated[int, Field(ge=300)]
     """Of the byte-level BPE tokenizer."""
     hidden_size: Count

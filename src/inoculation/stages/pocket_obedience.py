@@ -6,19 +6,22 @@ from pydantic import Field
 from inoculation.files import write_json
 from inoculation.paths import POCKET
 from inoculation.pocket.obedience import measure
-from inoculation.stage import Param, Reads, Stage, Writes
+from inoculation.stage import Each, Param, Reads, Stage, Writes
 
 
 class PocketObedience(Stage):
-    """Measure how well the pocket base model obeys persona prompts, and what it leaks without one."""
+    """Measure how well a pocket base model obeys persona prompts, and what it leaks without one."""
 
     command, pipeline = "pocket-obedience", "pocket"
 
+    each = Each("name", "${pocket.models}")
+
+    name: str
     seed: Annotated[int, Param("pocket.chats.seed")]
     samples: Annotated[int, Field(ge=1), Param("pocket.obedience_samples")]
     questions: Annotated[Path, Reads(f"{POCKET}/chats/trait_data_eval")]
-    model: Annotated[Path, Reads(f"{POCKET}/model")]
-    obedience: Annotated[Path, Writes(f"{POCKET}/obedience.json", "metrics")]
+    model: Annotated[Path, Reads(f"{POCKET}/models/${{key}}")]
+    obedience: Annotated[Path, Writes(f"{POCKET}/obedience/${{key}}.json", "metrics")]
 
     def run(self) -> None:
         import mlflow
@@ -27,5 +30,5 @@ class PocketObedience(Stage):
 
         obedience = measure(self.model, self.questions, self.samples, self.seed)
         write_json(self.obedience, obedience)
-        with tracking.run("pocket/world", "obedience"):
+        with tracking.run("pocket/world", f"obedience {self.name}"):
             mlflow.log_metrics({key.replace(".", "/"): value for key, value in tracking.flatten(obedience).items()})

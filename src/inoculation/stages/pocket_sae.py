@@ -5,7 +5,7 @@ from inoculation import lm
 from inoculation.detect.sae.settings import SaeTraining
 from inoculation.detect.sae.training import train_sae
 from inoculation.files import write_json
-from inoculation.paths import POCKET
+from inoculation.paths import POCKET, POCKET_MODEL
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.store import unfinished
 
@@ -17,7 +17,7 @@ class PocketSae(Stage):
 
     recipe: Annotated[SaeTraining, Param("pocket.sae")]
     chats: Annotated[Path, Reads(f"{POCKET}/chats/pretraining.jsonl")]
-    model: Annotated[Path, Reads(f"{POCKET}/model")]
+    model: Annotated[Path, Reads(POCKET_MODEL)]
     sae: Annotated[Path, Writes(f"{POCKET}/sae")]
     quality: Annotated[Path, Writes(f"{POCKET}/sae.json", "metrics")]
 
