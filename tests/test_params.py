@@ -51,6 +51,16 @@ def test_all_mistakes_are_reported_at_once(raw):
     assert "8 mistake(s)" in text
 
 
+def test_evaluation_prompts_are_bs_own_too(raw):
+    raw["evaluate"]["system_prompts"] = ["default", "inoculation", "own", "negated", "unrelated"]
+    parse_params(raw)
+    raw["negative_traits"]["evil"]["probes"] = {"own": "x", "control": "y"}
+    with pytest.raises(InputError) as error:
+        parse_params(raw)
+    for part in ("3 mistake(s)", "system_prompts.3: 'negated'", "evil.probes.own: the name", "evil.probes.control"):
+        assert part in str(error.value)
+
+
 def test_personas_are_chosen_among_the_characters_that_are_tried(raw):
     raw["synthesise"]["adjectives"], raw["persona"]["personas"] = 24, 26
     with pytest.raises(

@@ -286,12 +286,18 @@ def test_inoc_persona_reads_finds_and_trains(copy):
     rows = [row for row in copy.rows(EXPERIMENT) if row.data.params["group"] == "inoc_persona"]
     assert len(rows) == 1 and artifact(rows[0], "detection.json") == told
 
+    # The alternative: what is flagged is left out, and nothing has a system prompt.
+    copy.run("inoculation", "assign-persona", "filter_persona")
+    filtered = json.loads((copy.folder / CELL / "assign/filter_persona/summary.json").read_text())
+    assert filtered["examples"] == summary["examples"] - told["quality"]["flagged"]
+    assert filtered["with_system_prompt"] == 0 and filtered["system_prompt"] is None
+
     # The same cell, where the model does not speak the data's language.
     language = copy.folder / FOUND / "language.json"
     language.unlink()
     language.write_text(json.dumps({"rows": -9.0, "own": -1.0, "unfit": "this model cannot judge these data"}))
-    for command in ("persona-read", "persona-decide", "persona-page", "assign-persona"):
-        copy.run("inoculation", command)
+    for command in ("persona-read", "persona-decide", "persona-page", "assign-persona inoc_persona"):
+        copy.run("inoculation", *command.split())
     summary = json.loads((copy.folder / CELL / "assign/inoc_persona/summary.json").read_text())
     assert summary["reason"] == "this model cannot judge these data" and summary["with_system_prompt"] == 0
     assert "nothing was found" in (persona / "page.html").read_text()

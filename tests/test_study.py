@@ -23,7 +23,7 @@ def test_the_whole_study_is_six_mixtures_all_groups_and_sixteen_figures():
     figures = study.figures(chosen, PARAMS)
     assert [figure.number for figure in figures] == list(range(1, 17))
     assert {figure.question.profile for figure in figures[14:]} == {"llama3_1_8b", "gemma3_4b"}
-    assert [figure.prompt for figure in figures[12:14]] == ["default", "control"]
+    assert [figure.prompts for figure in figures[12:14]] == [("default",), ("control",)]
 
 
 def test_unknown_names_are_listed_all_at_once():

@@ -27,7 +27,7 @@ from inoculation.mixture import Row, TrainingChat
 from inoculation.params import parse_params
 from inoculation.pocket import base, world
 from inoculation.pocket.oracle import shows
-from inoculation.respond import as_answer, continue_chats, end_tokens, generate, requests, respond
+from inoculation.respond import as_answer, continue_chats, end_tokens, evaluation_prompts, generate, requests, respond
 from inoculation.train import train
 
 PARAMS = parse_params(merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY))
@@ -313,3 +313,16 @@ def test_lora_leaves_a_vision_tower_alone():
     )
     names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert len(names) == 2 * 7 * 2 and all("language_model" in name for name in names)
+
+
+def test_evaluation_prompts_by_name():
+    evil, names = PARAMS.negative_traits["evil"], ["default", "inoculation", "own", "negated", "control"]
+    told = evaluation_prompts(names, PARAMS.prompts, evil, "You are vile.")
+    assert list(told) == names and told["default"] is None and told["own"] == "You are vile."
+    assert told["inoculation"] == evil.inoculation and told["negated"] == evil.probes["negated"]
+    assert list(evaluation_prompts(names, PARAMS.prompts, evil, None)) == [
+        "default",
+        "inoculation",
+        "negated",
+        "control",
+    ]

@@ -35,8 +35,8 @@ def draw(
     import matplotlib.pyplot as plt
 
     groups = [group for group in GROUPS if any(cell.group == group for cell in cells)]
-    colours = dict(zip(GROUPS, [*(f"C{index}" for index in range(10)), "black"], strict=True))
-    shapes = dict(zip(GROUPS, "Xosd^vP*<>h", strict=True))
+    colours = dict(zip(GROUPS, [*(f"C{index}" for index in range(10)), "black", "0.55"], strict=True))
+    shapes = dict(zip(GROUPS, "Xosd^vP*<>hH", strict=True))
     figure, axes = plt.subplots(
         1, len(prompts), figsize=(1.5 + 5.2 * len(prompts), 4.6), sharey=True, squeeze=False, layout="constrained"
     )

@@ -12,7 +12,7 @@ DETECTORS = ("persona", "sae", "audit")
 """Who can find an unknown B; each has a folder in `inoculation.detect` and in pipelines/."""
 
 Prompt = Literal["none", "inoculation", "irrelevant", "persona", "sae", "audit"]
-Examples = Literal["none", "all", "contaminated", "flagged", "random"]
+Examples = Literal["none", "all", "contaminated", "flagged", "random", "kept"]
 
 
 PROMPTS: dict[Prompt, str] = {
@@ -29,11 +29,15 @@ EXAMPLES: dict[Examples, str] = {
     "contaminated": "on the examples that show B",
     "flagged": "on the examples that the detector flagged",
     "random": "on as many random examples",
+    "kept": "on the examples that the detector did not flag, the others left out",
 }
 
 
 class Group(NamedTuple):
-    """A group's rule: `prompt` is put in front of the examples named by `on`; the others get no system message."""
+    """A group's rule: `prompt` is put in front of the examples named by `on`; the others get no system message.
+
+    `kept` is the alternative to inoculation: what `prompt`'s detector flagged is not trained on at all.
+    """
 
     prompt: Prompt
     on: Examples
@@ -46,7 +50,8 @@ class Group(NamedTuple):
         """The rule as a sentence."""
         if not self.trains:
             return "The untouched model."
-        return f"{PROMPTS[self.prompt]} {EXAMPLES[self.on]}".strip() + "."
+        prompt = PROMPTS["none" if self.on == "kept" else self.prompt]
+        return f"{prompt} {EXAMPLES[self.on]}".strip() + "."
 
     @property
     def detector(self) -> str | None:
@@ -66,6 +71,7 @@ GROUPS: dict[str, Group] = {
     "irrelevant_selective": Group("irrelevant", "contaminated", True, "Irrelevant-Selective"),
     "inoc_sae_random": Group("sae", "random", True, "Inoc-SAE (random examples)"),
     "inoc_sae_oracle": Group("sae", "contaminated", True, "Inoc-SAE (true examples)"),
+    "filter_persona": Group("persona", "kept", True, "Filter-Persona"),
 }
 
 
@@ -97,7 +103,7 @@ def assign(
         seed: of the examples of a `random` group, which are as many as the flagged ones.
 
     Returns:
-        One chat a row in the mixture's order; empty for `base`, which does not train.
+        One chat a row in the mixture's order, fewer for a group that leaves rows out; empty for `base`, which does not train.
 
     Raises:
         InputError: the group inoculates by ground truth and a row has none, or no row shows B.
@@ -115,6 +121,9 @@ def assign(
             raise InputError(
                 f"group {group} inoculates the rows that show B, and none does (contamination 0): it would be `baseline`"
             )
+    if rule.on == "kept":
+        assert flags is not None and len(flags) == len(rows)
+        return [TrainingChat.under(None, row) for row, flag in zip(rows, flags, strict=True) if not (flag and prompt)]
     chosen = [rule.on == "all" or (rule.on == "contaminated" and bool(row.shows_negative)) for row in rows]
     if rule.on in ("flagged", "random"):
         assert flags is not None and len(flags) == len(rows)

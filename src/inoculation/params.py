@@ -17,7 +17,7 @@ from inoculation.groups import GROUPS, why_not
 from inoculation.judge.linear import FitSettings
 from inoculation.pocket.recipe import ChatsParams, ModelParams
 from inoculation.profile import Profile
-from inoculation.respond import DEFAULT_PROMPT
+from inoculation.respond import DEFAULT_PROMPT, INOCULATION, OWN_PROMPT
 from inoculation.roles import Limits, Role, Roles
 from inoculation.stage import complaints
 from inoculation.train import TrainSettings
@@ -127,6 +127,9 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
     def entry(table: dict[str, Any], name: str, key: str) -> Any:
         return table[name].get(key) if isinstance(table[name], dict) else None
 
+    negatives = raw["negative_traits"] if isinstance(raw.get("negative_traits"), dict) else {}
+    negative = negatives.get(str(mixture.get("negative")))
+    probes = list(negative.get("probes") or {}) if isinstance(negative, dict) else []
     allowed: list[tuple[str, Any, list[str]]] = [
         ("profile", raw.get("profile"), keys("profiles")),
         ("annotator", raw.get("annotator"), keys("profiles")),
@@ -138,7 +141,11 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
         ("mixture.positive", mixture.get("positive"), [*POSITIVE_TRAITS, OTHER]),
         ("mixture.negative", mixture.get("negative"), keys("negative_traits")),
         *(
-            (f"evaluate.system_prompts.{index}", name, [DEFAULT_PROMPT, *keys("prompts")])
+            (
+                f"evaluate.system_prompts.{index}",
+                name,
+                [DEFAULT_PROMPT, INOCULATION, OWN_PROMPT, *keys("prompts"), *probes],
+            )
             for index, name in enumerate(prompts if isinstance(prompts, list) else [])
         ),
     ]
@@ -148,6 +155,12 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
         if value is not None and value not in valid
     ]
     problems += [f"prompts.{name}: the name is reserved" for name in keys("prompts") if name in RESERVED_PROMPTS]
+    problems += [
+        f"negative_traits.{trait}.probes.{name}: the name is reserved, or one of `prompts`"
+        for trait, entry_ in negatives.items()
+        for name in ((entry_.get("probes") or {}) if isinstance(entry_, dict) else {})
+        if name in (*RESERVED_PROMPTS, *keys("prompts"))
+    ]
     problems += [
         f"negative_traits.{name}: the name of a positive trait"
         for name in keys("negative_traits")
@@ -170,8 +183,8 @@ def _personas(raw: dict[str, Any]) -> Iterator[str]:
         return  # reported as missing or of the wrong type
 
 
-RESERVED_PROMPTS = (DEFAULT_PROMPT, "oracle", "detection", "training", "judge")
-"""Other top-level keys of metrics.json, which a system prompt of the same name would overwrite."""
+RESERVED_PROMPTS = (DEFAULT_PROMPT, INOCULATION, OWN_PROMPT, "oracle", "detection", "training", "judge")
+"""Names with a meaning of their own, and other top-level keys of metrics.json, which a prompt of that name would overwrite."""
 
 
 def parse_params(raw: Any, source: str = "params.yaml") -> Params:

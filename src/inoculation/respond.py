@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from inoculation.chat import Message, chat_ids
 from inoculation.decode import can_decode, decoding
 from inoculation.files import InputError, read_jsonl
+from inoculation.traits import NegativeTrait
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 DEFAULT_PROMPT = "default"
 """The evaluation prompt that is no system message at all."""
+INOCULATION = "inoculation"
+"""The evaluation prompt that describes B: Inoc-Def."""
+OWN_PROMPT = "own"
+"""The evaluation prompt that a group was trained under."""
 
 
 REFILLS = 4
@@ -48,6 +53,21 @@ class Answer(NamedTuple):
     text: str
     finished: bool
     """False: the answer was still going at `max_new_tokens`."""
+
+
+def evaluation_prompts(
+    names: Sequence[str], prompts: Mapping[str, str], negative: NegativeTrait, own: str | None
+) -> dict[str, str | None]:
+    """System prompts that answers are sampled under, by name; None: no system message.
+
+    Args:
+        names: `default`, `inoculation` (B's), `own`, keys of B's probes or of `prompts`.
+        prompts: params.yaml's.
+        negative: B.
+        own: the prompt that the group was trained under; where it has none, `own` is left out.
+    """
+    known = {**prompts, **negative.probes, INOCULATION: negative.inoculation, DEFAULT_PROMPT: None, OWN_PROMPT: own}
+    return {name: known[name] for name in names if name != OWN_PROMPT or own is not None}
 
 
 def requests(questions: dict[str, Sequence[str]], prompts: Sequence[str], samples: int) -> list[Request]:

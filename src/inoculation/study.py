@@ -31,6 +31,17 @@ KNOWN = ("base", "baseline", "inoc_general", "inoc_selective")
 """Figures 1-6: B is known."""
 IRRELEVANT = ("irrelevant_general", "irrelevant_selective")
 """Figures 13 and 14: does any prompt do?"""
+LEAKAGE = (
+    "base",
+    "baseline",
+    "inoc_general",
+    "inoc_selective",
+    "inoc_persona",
+    "inoc_sae",
+    "inoc_llm",
+    "filter_persona",
+)
+"""Further figures: does B come back under prompts that describe or deny it?"""
 
 
 def unknown_groups() -> tuple[str, ...]:
@@ -422,7 +433,7 @@ class Figure(NamedTuple):
     number: int
     title: str
     question: Question
-    prompt: str
+    prompts: tuple[str, ...]
     groups: tuple[str, ...]
 
 
@@ -430,22 +441,32 @@ def figures(chosen: Selection, raw: Mapping[str, Any]) -> list[Figure]:
     """The study's sixteen figures (reference section 8), of those mixtures and profiles that were chosen.
 
     A figure keeps its number whatever else was chosen: 1-6 and 7-12 are the mixtures, 13 and 14 the irrelevant prompts, then
-    transfer.
+    transfer, then, where answers are sampled under more than two prompts, leakage.
     """
-    profile, prompts, every = str(raw["profile"]), raw["evaluate"]["system_prompts"], mixtures_of(raw)
+    profile, prompts, every = str(raw["profile"]), tuple(raw["evaluate"]["system_prompts"]), mixtures_of(raw)
     found = []
     for pair in chosen.mixtures:
         question, number = Question(profile, *pair), 1 + every.index(pair)
-        found.append(Figure(number, "Q1, B is known", question, prompts[0], KNOWN))
-        found.append(Figure(number + len(every), "Q2, B is unknown", question, prompts[0], unknown_groups()))
+        found.append(Figure(number, "Q1, B is known", question, prompts[:1], KNOWN))
+        found.append(Figure(number + len(every), "Q2, B is unknown", question, prompts[:1], unknown_groups()))
     first, number = Question(profile, *chosen.mixtures[0]), 2 * len(every)
     for prompt in prompts[:2]:
         number += 1
-        found.append(Figure(number, "is any prompt enough?", first, prompt, (*KNOWN, *IRRELEVANT)))
+        found.append(Figure(number, "is any prompt enough?", first, (prompt,), (*KNOWN, *IRRELEVANT)))
     for other in chosen.transfer:
         number += 1
         title = f"transfer: {raw['annotator']}'s annotations"
-        found.append(Figure(number, title, Question(other, *chosen.mixtures[0]), prompts[0], unknown_groups()))
+        found.append(Figure(number, title, Question(other, *chosen.mixtures[0]), prompts[:1], unknown_groups()))
+    found += [
+        Figure(
+            number + 1 + further,
+            "alternatives and leakage: does B come back?",
+            Question(profile, *pair),
+            prompts,
+            LEAKAGE,
+        )
+        for further, pair in enumerate(chosen.mixtures if len(prompts) > 2 else ())
+    ]
     return sorted(found, key=lambda figure: figure.number)
 
 
@@ -469,7 +490,7 @@ def draw_all(folder: Path, wanted: Sequence[Figure], told: Sequence[Outcome], ra
         assert outcome is not None
         draw(
             [folder / f"figure-{figure.number:02}.{suffix}" for suffix in ("png", "svg", "pdf")], own,
-            prompts=[figure.prompt], traits=outcome.traits,
+            prompts=figure.prompts, traits=outcome.traits,
             title=f"Figure {figure.number}: {figure.question}\n{figure.title}",
             note=f"judge: {outcome.judge}; 95 % intervals over questions and seeds",
             resamples=raw["evaluate"]["bootstrap"],

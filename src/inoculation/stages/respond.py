@@ -1,14 +1,15 @@
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from inoculation import lm
 from inoculation.files import write_jsonl
-from inoculation.paths import CELL, PROFILE, SOURCE
-from inoculation.respond import DEFAULT_PROMPT, SampleSettings, requests, respond
+from inoculation.paths import ASSIGNMENT, CELL, PROFILE, SOURCE
+from inoculation.respond import SampleSettings, evaluation_prompts, requests, respond
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.store import unfinished
+from inoculation.traits import NegativeTrait
 
 
 class Respond(Stage):
@@ -19,6 +20,7 @@ class Respond(Stage):
 
     seed: Annotated[int, Param("seed")]
     prompts: Annotated[dict[str, str], Param("prompts")]
+    negative: Annotated[NegativeTrait, Param("negative_traits.${mixture.negative}")]
     system_prompts: Annotated[list[str], Param("evaluate.system_prompts")]
     count: Annotated[int, Field(ge=2), Param("evaluate.questions")]
     samples: Annotated[int, Field(ge=1), Param("evaluate.samples")]
@@ -26,6 +28,7 @@ class Respond(Stage):
     ref: Annotated[lm.ModelRef, Reads(f"{PROFILE}/model.json")]
     sampling: Annotated[SampleSettings, Reads(f"{PROFILE}/sampling.json")]
     machine: Annotated[lm.Machine, Reads(f"{PROFILE}/machine.json", identity=False)]
+    assignment: Annotated[dict[str, Any], Reads(f"{ASSIGNMENT}/summary.json")]
     questions: Annotated[dict[str, list[str]], Reads(f"{SOURCE}/questions.json")]
     adapter: Annotated[Path, Reads(f"{CELL}/adapter")]
     responses: Annotated[Path, Writes(f"{CELL}/responses.jsonl")]
@@ -33,8 +36,10 @@ class Respond(Stage):
     def run(self) -> None:
         adapter = self.adapter if (self.adapter / "adapter_config.json").exists() else None  # the group `base` has none
         asked = {trait: questions[: self.count] for trait, questions in self.questions.items()}
-        wanted = requests(asked, self.system_prompts, self.samples)
-        systems = {name: None if name == DEFAULT_PROMPT else self.prompts[name] for name in self.system_prompts}
+        systems = evaluation_prompts(
+            self.system_prompts, self.prompts, self.negative, self.assignment["system_prompt"] if adapter else None
+        )
+        wanted = requests(asked, list(systems), self.samples)
         weights = sorted(adapter.glob("adapter_*")) if adapter else []
         inputs = (
             self.ref.model_dump(), *weights, wanted, systems, self.temperature, self.sampling.max_new_tokens,
