@@ -28,7 +28,7 @@ class ModelRef(BaseModel):
     digest: str | None = None
     """Of a local folder's files, so that DVC sees when the model changed."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the weights."""
+    """Of the weights; a CPU that does not compute in bfloat16 takes float32 for it."""
     load_in_4bit: bool = False
     """bitsandbytes NF4 with double quantisation, computing in `dtype`."""
 
@@ -158,6 +158,16 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def has_bfloat16() -> bool:
+    """Whether `device()` computes in bfloat16: GPUs, and CPUs whose oneDNN does.
+
+    On the others (AVX2 alone) a product of bfloat16 matrices takes ten times as long as one of float32.
+    """
+    import torch
+
+    return device() == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def keep_memory() -> None:
     """Keep freed memory in this process: large blocks, which every operation on a CPU frees, go back to the kernel else.
 
@@ -196,7 +206,7 @@ def load_tokenizer(ref: ModelRef) -> "PreTrainedTokenizerBase":
 
 
 def load_model(ref: ModelRef) -> "PreTrainedModel":
-    """The base model on `device()`, in evaluation mode.
+    """The base model on `device()`, in evaluation mode; in float32 where the device does not compute in bfloat16.
 
     Raises:
         InputError: the model cannot be found, or has no weights in safetensors. Pickled ones are not read.
@@ -208,8 +218,9 @@ def load_model(ref: ModelRef) -> "PreTrainedModel":
     local_folder(ref.model)
     if device() == "cpu":
         keep_memory()
+    exact = ref.dtype == "bfloat16" and not has_bfloat16()
     options: dict[str, Any] = {
-        "dtype": getattr(torch, ref.dtype), "revision": ref.revision, "use_safetensors": True,
+        "dtype": torch.float32 if exact else getattr(torch, ref.dtype), "revision": ref.revision, "use_safetensors": True,
     }  # fmt: skip
     if ref.load_in_4bit:
         from transformers import BitsAndBytesConfig

@@ -152,7 +152,7 @@ def train(
             warmup_steps=settings.warmup_steps,
             weight_decay=settings.weight_decay,
             optim="adamw_torch_fused" if on_gpu and settings.optimizer == "adamw_torch" else settings.optimizer,
-            bf16=settings.bf16,
+            bf16=settings.bf16 and lm.has_bfloat16(),
             gradient_checkpointing=step.checkpointing,
             use_cpu=not on_gpu,
             dataloader_pin_memory=on_gpu,

@@ -125,7 +125,7 @@ def build_base(
             warmup_steps=params.warmup_steps,
             weight_decay=params.weight_decay,
             adam_beta2=0.98,
-            bf16=True,
+            bf16=lm.has_bfloat16(),
             use_cpu=not on_gpu,
             dataloader_pin_memory=on_gpu,
             train_sampling_strategy="sequential",
