@@ -35,6 +35,7 @@ class TrainSettings(BaseModel):
     max_length: Annotated[int, Field(ge=8)]
     optimizer: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"]
     bf16: bool
+    """Compute in bfloat16 (autocast), where the device does."""
 
 
 class TrainResult(NamedTuple):
