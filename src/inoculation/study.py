@@ -5,6 +5,7 @@ more seed costs one more seed.
 """
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -252,7 +253,8 @@ def _tasks() -> dict[str, str]:
     return {words[0]: words[-1] for words in lines if len(words) > 2 and words[-1] in STATES}
 
 
-STATES = ("Queued", "Running", "Success", "Failed")
+ENDED = ("Success", "Failed")
+STATES = ("Queued", "Running", *ENDED)
 POLL = 10.0
 """Seconds between two looks at the queue."""
 
@@ -298,7 +300,7 @@ def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failu
     with tqdm(total=len(wanted), unit="cell", desc="cells", smoothing=0) as bar:
         while True:
             states = {task: state for task, state in _tasks().items() if task not in before}
-            ended = sum(state in ("Success", "Failed") for state in states.values())
+            ended = sum(state in ENDED for state in states.values())
             failed = [task for task, state in states.items() if state == "Failed"]
             bar.set_postfix(failed=len(failed))
             bar.update(ended - bar.n)
@@ -308,14 +310,31 @@ def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failu
 
 
 def _start_workers(jobs: int) -> None:
-    """Start the queue's workers one after the other, each with a GPU of its own as long as there are enough."""
+    """Start the queue's workers; where there are GPUs one after the other, each with one of its own while there are enough."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = named.split(",") if named else list(map(str, range(torch.cuda.device_count())))
-    for number in range(1, jobs + 1):  # `--jobs N` starts those of N that are not there yet
-        own = {"CUDA_VISIBLE_DEVICES": gpus[(number - 1) % len(gpus)]} if gpus else {}
+    if len(gpus) < 2:
+        _dvc("queue", "start", "--jobs", str(jobs))
+        return
+    for number in range(1, jobs + 1):  # `--jobs N` starts those of N that have not come up: each is waited for
+        own = {"CUDA_VISIBLE_DEVICES": gpus[(number - 1) % len(gpus)]}
         _dvc("queue", "start", "--jobs", str(number), environment={**os.environ, **own})
+        for _ in range(WORKER_STARTS):
+            if _workers() >= number or all(state in ENDED for state in _tasks().values()):
+                break
+            time.sleep(1)
+
+
+WORKER_STARTS = 60
+"""How often a worker that was started is looked for."""
+
+
+def _workers() -> int:
+    """How many workers of DVC's queue are up."""
+    counts = re.search(r"Worker status: (\d+) active, (\d+) idle", _dvc("queue", "status"))
+    return sum(map(int, counts.groups())) if counts else 0
 
 
 def _shared(raw: Mapping[str, Any]) -> Iterator[str]:
