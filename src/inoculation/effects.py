@@ -150,8 +150,10 @@ class Verdict(NamedTuple):
     """One of `VERDICTS`."""
     cells: int
     """How many cells it rests on."""
+    seeds: int
+    """How many seeds; with one, the interval is over questions alone."""
     reason: str = ""
-    """Why it is undecided, where that is not the interval."""
+    """Why there is no estimate."""
 
 
 class _Claim(NamedTuple):
@@ -232,8 +234,9 @@ def verdicts(cells: Sequence[CellRates], traits: Sequence[str], resamples: int) 
 
 
 def _decide(claim: _Claim, counts: Counts, traits: Mapping[str, Sequence[str]]) -> Verdict:
-    def undecided(reason: str, cells: int = 0) -> Verdict:
-        return Verdict(claim.claim, claim.measure, None, None, None, claim.bar, UNDECIDED, cells, reason)
+    def undecided(reason: str, seeds: int = 0) -> Verdict:
+        used = seeds * len(claim.groups)
+        return Verdict(claim.claim, claim.measure, None, None, None, claim.bar, UNDECIDED, used, seeds, reason)
 
     missing = [group for group in claim.groups if group not in counts.groups()]
     if missing:
@@ -241,7 +244,6 @@ def _decide(claim: _Claim, counts: Counts, traits: Mapping[str, Sequence[str]]) 
     seeds = counts.seeds(*claim.groups)
     if not seeds:
         return undecided("no seed has all of " + ", ".join(claim.groups))
-    used = len(seeds) * len(claim.groups)
 
     def rates(drawn: bool) -> Rates:
         def rate(group: str, prompt: str, role: str) -> "float | np.ndarray":
@@ -270,26 +272,24 @@ def _decide(claim: _Claim, counts: Counts, traits: Mapping[str, Sequence[str]]) 
                     return undecided(
                         f"Baseline learned too little {claim.learns} for that: a rise of {rise:.2f} [{low:.2f}, {high:.2f}] "
                         f"over Base; at least {LEARNED} is needed, and an interval above 0",
-                        used,
+                        len(seeds),
                     )
             estimate, drawn = float(claim.value(rates(drawn=False))), np.asarray(claim.value(rates(drawn=True)))
     except LookupError as error:
-        return undecided(str(error), used)
+        return undecided(str(error), len(seeds))
     if not np.isfinite(estimate):
-        return undecided("the rate that it is divided by is 0", used)
+        return undecided("the rate that it is divided by is 0", len(seeds))
     low, high = spread(np.where(np.isfinite(drawn), drawn, np.nan))
     verdict = HOLDS if low > claim.bar else DOES_NOT if high < claim.bar else UNDECIDED
-    reason = "one seed: how it moves with the seed is not in the interval" if len(seeds) == 1 else ""
-    return Verdict(claim.claim, claim.measure, estimate, low, high, claim.bar, verdict, used, reason)
+    used = len(seeds) * len(claim.groups)
+    return Verdict(claim.claim, claim.measure, estimate, low, high, claim.bar, verdict, used, len(seeds))
 
 
 def markdown(found: Sequence[Verdict]) -> str:
-    """Verdicts as a Markdown table."""
-    lines = ["| claim | measure | estimate [95 % interval] | bar | verdict | cells |", "|---|---|---|---|---|---|"]
+    """Verdicts as a Markdown table, short enough for MLflow's note, which ends at 8,000 characters."""
+    lines = ["| claim | estimate [95 % interval] | bar | verdict | seeds |", "|---|---|---|---|---|"]
     for one in found:
-        lines.append(
-            f"| {one.claim} | {one.measure} | {shown(one)} | {one.bar:.2f} | **{one.verdict}** | {one.cells} |"
-        )
+        lines.append(f"| {one.claim} | {shown(one)} | {one.bar:.2f} | **{one.verdict}** | {one.seeds} |")
     return "\n".join(lines)
 
 
@@ -297,4 +297,4 @@ def shown(one: Verdict) -> str:
     """`.93 [.88, .97]`, or why there is no number."""
     if one.estimate is None or one.low is None or one.high is None:
         return one.reason
-    return f"{one.estimate:.2f} [{one.low:.2f}, {one.high:.2f}]" + (f" ({one.reason})" if one.reason else "")
+    return f"{one.estimate:.2f} [{one.low:.2f}, {one.high:.2f}]"

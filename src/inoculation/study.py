@@ -355,9 +355,9 @@ def _last_line(task: str) -> str:
 
 
 class Found(NamedTuple):
-    """What a detector found for one cell."""
+    """What a detector found in one mixture."""
 
-    group: str
+    detector: str
     seed: int
     prompt: str | None
     reason: str
@@ -429,17 +429,18 @@ def outcomes(raw: Mapping[str, Any], rows: "Mapping[Cell, Run]") -> list[Outcome
         params = Cell(*question, "base", 0).params(raw)
         traits = plan.traits(params)
         rates = [counted(row) for row in own.values()]
-        found = [
-            Found(
-                cell.group, cell.seed, row.data.tags.get("system_prompt"), row.data.tags["detection.reason"],
+        found = {
+            (GROUPS[cell.group].detector, cell.seed): Found(
+                str(GROUPS[cell.group].detector), cell.seed, row.data.tags.get("system_prompt"),
+                row.data.tags["detection.reason"],
                 *(row.data.metrics.get(name) for name in ("precision", "recall", "flagged")),
             )
             for cell, row in own.items()
-            if "detection.reason" in row.data.tags
-        ]  # fmt: skip
+            if GROUPS[cell.group].on == "flagged"
+        }  # fmt: skip
         told.append(
             Outcome(
-                question, rates, verdicts(rates, traits, evaluate["bootstrap"]), found, evaluate["system_prompts"], traits,
+                question, rates, verdicts(rates, traits, evaluate["bootstrap"]), list(found.values()), evaluate["system_prompts"], traits,
                 plan.judge_name(params), sum(sum(plan.row_seconds(row).values()) for row in own.values()),
             )
         )  # fmt: skip
@@ -518,6 +519,16 @@ def draw_all(folder: Path, wanted: Sequence[Figure], told: Sequence[Outcome], ra
     return drawn
 
 
+def summary(told: Sequence[Outcome]) -> str:
+    """How many claims hold, mixture by mixture, as Markdown: MLflow cuts a longer note."""
+    head = " | ".join(VERDICTS)
+    lines = [f"| mixture | cells | {head} |", "|---|---|---|---|---|"]
+    for outcome in told:
+        counts = [sum(one.verdict == name for one in outcome.verdicts) for name in VERDICTS]
+        lines.append(f"| {outcome.question} | {len(outcome.cells)} | {' | '.join(map(str, counts))} |")
+    return "\n".join([*lines, "", "Every claim: artifacts `verdicts.md` and `report.html`."])
+
+
 def log_report(raw: Mapping[str, Any], folder: Path, told: Sequence[Outcome]) -> None:
     """Log the report and the figures to MLflow, one run a profile in the experiment `study`, replaced by each newer one."""
     from inoculation import effects, tracking
@@ -529,8 +540,8 @@ def log_report(raw: Mapping[str, Any], folder: Path, told: Sequence[Outcome]) ->
         decided = [one for outcome in told for one in outcome.verdicts]
         for name in VERDICTS:
             mlflow.log_metric(name.replace(" ", "_"), sum(one.verdict == name for one in decided))
-        text = "\n\n".join(f"## {outcome.question}\n\n{effects.markdown(outcome.verdicts)}" for outcome in told)
-        mlflow.set_tag("mlflow.note.content", text)
+        mlflow.log_text("\n\n".join(f"## {o.question}\n\n{effects.markdown(o.verdicts)}" for o in told), "verdicts.md")
+        mlflow.set_tag("mlflow.note.content", summary(told))
         older = mlflow.search_runs(
             filter_string=f"attributes.run_name = '{raw['profile']}' and attributes.run_id != '{started.info.run_id}'",
             output_format="list",
