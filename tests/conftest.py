@@ -143,6 +143,18 @@ class Project:
         return client.search_runs([found.experiment_id]) if found else []
 
 
+def seen_in_browser(url: str, folder: Path) -> str:
+    """A page's DOM after its scripts ran, in headless Chromium; skips where there is none."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium here: the page was not opened in a browser")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", f"--user-data-dir={folder}", "--virtual-time-budget=5000"]  # fmt: skip
+    return subprocess.run(
+        [chromium, *flags, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First what needs the projects that one worker makes; the other worker begins at the end, with what needs none."""
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import copied
+from conftest import copied, seen_in_browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -235,6 +235,11 @@ def test_a_saved_review_is_what_the_export_uses(made):
         export.again(made)
 
 
+def test_the_review_page_counts_in_a_browser(made, tmp_path):
+    dom = seen_in_browser((made / "review.html").as_uri(), tmp_path / "profile")
+    assert f"{N // 2} ticked, 0 other than the detector says" in dom
+
+
 def test_text_of_the_data_cannot_become_markup(tmp_path):
     evil = "</span><script>alert(1)</script>"
     records = [{"messages": [{"role": "user", "content": evil}, {"role": "assistant", "content": evil}]}] * N
@@ -258,6 +263,23 @@ def test_settings_choose_a_name_that_params_takes(name, expected, tmp_path):
     assert inoculate.settings(raw, tmp_path / name, "pocket", "other")["mixture.source"] == expected
 
 
+def test_time_is_told_by_what_was_measured_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    assert inoculate.time_told(2000, "smollm2").startswith("not known before a first data set")
+    (tmp_path / ".cache").mkdir()
+    jsonl(
+        tmp_path / ".cache/timings.jsonl",
+        [
+            {"step": "persona-read", "profile": "smollm2", "seconds": 9.0},
+            {"step": "inoculate", "profile": "pocket", "seconds": 1.0, "rows": 10},
+            {"step": "inoculate", "profile": "smollm2", "seconds": 60.0, "rows": 1000},
+        ],
+    )
+    told = inoculate.time_told(2000, "smollm2")
+    assert told.startswith("60 s per 1,000 rows here") and "about 2.0 min for these" in told
+
+
 def test_inoculate_finds_what_the_labels_say(detected, tmp_path):
     """The tiny world's mixture without its labels: the file goes in, an inoculated one comes out."""
     copy = copied(detected, tmp_path)
@@ -273,6 +295,9 @@ def test_inoculate_finds_what_the_labels_say(detected, tmp_path):
     assert right / sum(given_it) > 0.9 and right / sum(evil) > 0.7
     params = (copy.folder / "params.yaml").read_text()
     assert "my_own" in params and str(source) in params
+    assert "time: not known before a first data set" in told
+    noted = read_jsonl(copy.folder / ".cache/timings.jsonl", dict)[-1]
+    assert noted["step"] == "inoculate" and noted["rows"] == len(rows) and noted["seconds"] > 1
 
     told = copy.run("inoculation", "inoculate", str(tmp_path / "none.jsonl"), ok=False)
     assert told.returncode == 2 and "no such file" in told.stderr

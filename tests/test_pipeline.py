@@ -88,7 +88,7 @@ def test_the_row_in_mlflow(project):
     operational = ("micro_batch_size", "batch_size", "token_budget", "save_steps", "concurrency")
     recipes = ("train.", "pocket.")
     assert not any(key.endswith(operational) for key in row.data.params if not key.startswith(recipes))
-    assert not any("qwen" in str(item) for item in row.data.params.items())
+    assert not any("qwen2_5" in str(item) for item in row.data.params.items())
     table = metrics(project)
     assert row.data.metrics["A"] == table["default"]["all_caps"]["rate"]
     assert row.data.metrics["B_control"] == table["control"]["evil"]["rate"]

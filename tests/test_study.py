@@ -4,11 +4,12 @@ import json
 
 import pytest
 import yaml
-from conftest import ROOT, copied
+from conftest import ROOT, copied, seen_in_browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inoculation import study
+from inoculation import study, study_page
+from inoculation.effects import CellRates, verdicts
 from inoculation.files import InputError
 from inoculation.groups import GROUPS
 
@@ -49,14 +50,24 @@ def test_grids_are_exactly_the_cells(wanted):
     assert len(told) == len(set(told)) and set(told) == wanted
 
 
-def test_a_study_runs_what_is_missing_and_reports_it(project, tmp_path):
+def test_a_study_goes_on_after_a_failed_cell_and_reports(project, tmp_path):
     copy = copied(project, tmp_path)
-    options = ("--mixtures", "all_caps+evil", "--groups", "base,baseline,inoc_selective", "--seeds", "0")
+    train = copy.folder / "src/inoculation/stages/train.py"
+    whole = train.read_text()
+    train.write_text(whole.replace("        if not chats:", '        if chats:\n            raise SystemExit("no luck")\n        if not chats:'))  # fmt: skip
+    options = ("--mixtures", "all_caps+evil", "--groups", "base,baseline", "--seeds", "0")
     told = copy.run("inoculation", "study", *options, "--dry-run").stdout
-    assert "3 cells, 1 of them done; the other 2" in told and "pocket, evil + all_caps: baseline, seed 0" in told
-    told = copy.run("inoculation", "study", *options, "--jobs", "2").stdout
-    assert "3 of 3 cells" in told, told
+    assert "2 cells, 0 of them done; the other 2" in told and "pocket, evil + all_caps: baseline, seed 0" in told
+    told = copy.run("inoculation", "study", *options, ok=False)
+    assert told.returncode == 1 and "failed: " in told.stdout and "1 of 2 cells" in told.stdout, told.stdout
     folder = copy.folder / "figures/study/pocket"
+    assert "baseline, seed 0" in (folder / "report.html").read_text()
+
+    # The same again, with what failed put right and one group more, whose row was there before the study.
+    train.write_text(whole)
+    options = ("--mixtures", "all_caps+evil", "--groups", "base,baseline,inoc_selective", "--seeds", "0")
+    told = copy.run("inoculation", "study", *options, "--jobs", "2").stdout
+    assert "3 cells, 2 of them done; the other 1" in told and "3 of 3 cells" in told, told
     assert {path.name for path in folder.iterdir()} == {
         f"figure-{number:02}.{suffix}" for number in (1, 7, 13, 14) for suffix in ("png", "svg", "pdf")
     } | {"report.html"}
@@ -65,24 +76,13 @@ def test_a_study_runs_what_is_missing_and_reports_it(project, tmp_path):
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page, "it opens offline"
     [row] = copy.rows("study")
     assert row.data.metrics["holds"] + row.data.metrics["does_not_hold"] + row.data.metrics["undecided"] == 4
+    assert len(row.data.tags["mlflow.note.content"]) < 8000
 
     before = len(copy.records())
     assert "3 cells, 3 of them done" in copy.run("inoculation", "study", *options).stdout
     commands = [record["command"][0] for record in copy.records()[before:]]
     assert commands == ["study"], "nothing is run again"
     assert len(copy.rows("study")) == 1
-
-
-def test_a_failed_cell_stops_no_other_and_is_named(project, tmp_path):
-    copy = copied(project, tmp_path)
-    assert copy.run("git", "status", "--porcelain", "src").stdout == ""
-    train = copy.folder / "src/inoculation/stages/train.py"
-    train.write_text(train.read_text().replace("        if not chats:", '        if self.seed == 0:\n            raise SystemExit("no luck")\n        if not chats:'))  # fmt: skip
-    told = copy.run(
-        "inoculation", "study", "--mixtures", "all_caps+evil", "--groups", "base", "--seeds", "0,1", ok=False
-    )
-    assert told.returncode == 1 and "failed: " in told.stdout and "1 of 2 cells" in told.stdout, told.stdout
-    assert "base, seed 0" in (copy.folder / "figures/study/pocket/report.html").read_text()
 
 
 def test_the_note_of_an_experiment_tells_what_its_groups_mean(project):
@@ -95,3 +95,21 @@ def test_the_note_of_an_experiment_tells_what_its_groups_mean(project):
     columns = {name for name in row.data.metrics if not name.startswith("train/")}
     assert columns == {"A", "B", "C", "coherence", "A_control", "B_control", "C_control", "coherence_control"} & columns
     assert json.loads(row.data.tags["seconds"])["train"] > 0
+
+
+def test_the_report_shows_its_figures_in_a_browser(tmp_path):
+    rates = [
+        {"prompt": "default", "trait": trait, "question": f"q{i}", "shown": shown, "judged": 10}
+        for trait, shown in (("all_caps", 9), ("evil", 5), ("hallucination", 3))
+        for i in range(4)
+    ]
+    cells = [CellRates(group, 0, rates) for group in ("base", "baseline", "inoc_selective")]
+    traits, question = ["all_caps", "evil", "hallucination"], study.Question("pocket", "all_caps", "evil")
+    told = study.Outcome(question, cells, verdicts(cells, traits, 100), [], ["default"], traits, "a judge", 1.0)
+    chosen = study.selection(PARAMS, "all_caps+evil", None, "0", None)
+    drawn = study.draw_all(tmp_path, study.figures(chosen, PARAMS), [told], PARAMS)
+    example = study.Example(question, "inoc_sae", 3, True, "<script>document.title = 'taken'</script>", "text")
+    study_page.write(tmp_path / "report.html", [told], drawn, ["one cell"], [example], 100)
+    dom = seen_in_browser((tmp_path / "report.html").as_uri(), tmp_path / "profile")
+    assert "<title>Selective inoculation: the study</title>" in dom and dom.count("<figure>") == len(drawn) == 4
+    assert "suppresses B" in dom and "undecided" in dom and "1 of its cells has not been run" in dom

@@ -1,6 +1,7 @@
 """From a data set of one's own to its inoculated form: settings for the pipelines, a run of DVC, an export."""
 
 import copy
+import json
 import re
 import subprocess
 import sys
@@ -11,13 +12,13 @@ from typing import Any
 from inoculation import plan
 from inoculation.detect.files import read_found
 from inoculation.export import export
-from inoculation.files import InputError, atomic, fail_if, read_yaml
+from inoculation.files import InputError, atomic, fail_if, read_jsonl, read_yaml
 from inoculation.mixture import Row
 from inoculation.params import parse_params
 from inoculation.paths import PERSONA
 from inoculation.sft import read_sft
 from inoculation.stage import PARAMS, resolve
-from inoculation.store import digest
+from inoculation.store import digest, timings
 from inoculation.traits import OTHER, is_all_caps
 
 DETECTOR = "persona"
@@ -110,17 +111,46 @@ def look_and_export(file: Path, out: Path, annotator: str, wanted: str | None) -
     parse_params(planned)
     fail_if(plan.missing(planned), "the data set cannot be looked at yet; nothing was run")
     steps = plan.needed(planned, LAST)
-    measured = plan.measured_seconds(planned, LAST)
-    told = f"{sum(measured.values()) / 60:.0f} min when these stages last ran here" if measured else "see docs/data.md"
-    print(f"{len(rows)} rows, {len(steps)} stages; A: {positive}. No LLM is asked: $0. Time: {told}", flush=True)
+    print(f"{len(rows)} rows, {len(steps)} stages; A: {positive}. No LLM is asked: $0 per 1,000 rows", flush=True)
+    print(f"time: {time_told(len(rows), annotator)}", flush=True)
+    timed = len(_timings())
     address = next(step.address() for step in steps if step.stage.command == LAST)
     choose(chosen)
     if subprocess.run([sys.executable, "-m", "dvc", "repro", address]).returncode:
         raise InputError("a stage failed, see above; the same command goes on from there")
+    _note_time(len(rows), annotator, timed)
     if digest(file) != content:
         raise InputError(f"{file}: changed while it was looked at; nothing was written, the same command looks again")
     found = read_found(Path(resolve(f"{PERSONA}/detection", read_yaml(PARAMS))), len(rows))
     return export(out, file, content, rows, found, DETECTOR)
+
+
+COMMAND, READING = "inoculate", "persona-read"
+
+
+def _timings() -> list[dict[str, Any]]:
+    return read_jsonl(timings(), dict) if timings().exists() else []
+
+
+def _note_time(rows: int, annotator: str, before: int) -> None:
+    """Note what the stages of a run took together, if it read the rows at all."""
+    new = _timings()[before:]
+    if any(entry["step"] == READING for entry in new):
+        seconds = round(sum(entry["seconds"] for entry in new), 2)
+        with timings().open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"step": COMMAND, "profile": annotator, "seconds": seconds, "rows": rows}) + "\n")
+
+
+def time_told(rows: int, annotator: str) -> str:
+    """How long some rows will take, by the last data set that this machine looked at."""
+    known = [entry for entry in _timings() if entry["step"] == COMMAND and entry["profile"] == annotator]
+    if not known:
+        return f"not known before a first data set was looked at here with {annotator}; docs/data.md has measured ones"
+    seconds, done = known[-1]["seconds"], known[-1]["rows"]
+    return (
+        f"{1000 * seconds / done:.0f} s per 1,000 rows here (the last data set: {done} rows, {seconds:.0f} s), "
+        f"about {rows * seconds / done / 60:.1f} min for these; what was looked at before is not looked at again"
+    )
 
 
 def describe(summary: Mapping[str, Any], out: Path) -> str:
