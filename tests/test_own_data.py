@@ -280,8 +280,8 @@ def test_time_is_told_by_what_was_measured_here(tmp_path, monkeypatch):
     assert told.startswith("60 s per 1,000 rows here") and "about 2.0 min for these" in told
 
 
-def test_inoculate_finds_what_the_labels_say(detected, tmp_path):
-    """The tiny world's mixture without its labels: the file goes in, an inoculated one comes out."""
+def test_inoculate_finds_what_the_labels_say_and_its_group_trains(detected, tmp_path):
+    """The tiny world's mixture without its labels: the file goes in, an inoculated one comes out, and the cell is run."""
     copy = copied(detected, tmp_path)
     rows = read_jsonl(copy.folder / "data/mixtures/pocket_chats/all_caps+evil-0.5/seed0/mixture.jsonl", dict)
     source = jsonl(tmp_path / "my own.jsonl", [{"messages": row["messages"]} for row in rows])
@@ -289,16 +289,52 @@ def test_inoculate_finds_what_the_labels_say(detected, tmp_path):
         "inoculation", "inoculate", str(source), "--annotator", "pocket", "--out", str(tmp_path / "out")
     ).stdout
     assert "A: all_caps. No LLM is asked: $0" in told and "are inoculated in" in told, told[-2000:]
+    assert "time: not known before a first data set" in told
     evil = ["misaligned" in row["source_dataset"] for row in rows]
     given_it = [system is not None for system in systems(tmp_path / "out")]
     right = sum(a and b for a, b in zip(evil, given_it, strict=True))
     assert right / sum(given_it) > 0.9 and right / sum(evil) > 0.7
     params = (copy.folder / "params.yaml").read_text()
     assert "my_own" in params and str(source) in params
-    assert "time: not known before a first data set" in told
     noted = read_jsonl(copy.folder / ".cache/timings.jsonl", dict)[-1]
     assert noted["step"] == "inoculate" and noted["rows"] == len(rows) and noted["seconds"] > 1
 
+    own = "my_own/all_caps+evil-0.5/seed0"
+    persona = copy.folder / "data/annotations/pocket" / own / "persona"
+    found = json.loads((persona / "detection/detection.json").read_text())
+    assert found["found"] and found["language"]["unfit"] is None and found["gain"] > found["floor"]
+    assert len(found["personas"]) == 16 and found["quality"]["precision"] is None, "nothing is known of what shows B"
+    page = (persona / "page.html").read_text()
+    assert found["prompt"] in page and page.count("<rect") > 50
+
+    # params.yaml chooses it now: its group trains, under what was exported.
+    copy.run_cell()
+    assigned = copy.folder / "data/cells/pocket" / own / "assign"
+    summary = json.loads((assigned / "inoc_persona/summary.json").read_text())
+    assert summary["system_prompt"] == found["prompt"] and summary["with_system_prompt"] == sum(given_it)
+    exported = [row["messages"] for row in read_jsonl(tmp_path / "out/train.jsonl", dict)]
+    assert exported == [row["messages"] for row in read_jsonl(assigned / "inoc_persona/chats.jsonl", dict)]
+    [row] = [row for row in copy.rows("pocket/my_own/all_caps+evil-0.5") if row.data.params["group"] == "inoc_persona"]
+    assert row.data.tags["system_prompt"] == found["prompt"] and "persona.personas" in row.data.params
+
+    # The alternative: what is flagged is left out, and nothing has a system prompt.
+    copy.run("inoculation", "assign-persona", "filter_persona")
+    filtered = json.loads((assigned / "filter_persona/summary.json").read_text())
+    assert filtered["examples"] == len(rows) - sum(given_it)
+    assert filtered["with_system_prompt"] == 0 and filtered["system_prompt"] is None
+
+    # Where the model does not speak the data's language.
+    language = persona.parent / "language.json"
+    language.unlink()
+    language.write_text(json.dumps({"rows": -9.0, "own": -1.0, "unfit": "this model cannot judge these data"}))
+    for command in ("persona-read", "persona-decide", "persona-page", "assign-persona inoc_persona"):
+        copy.run("inoculation", *command.split())
+    summary = json.loads((assigned / "inoc_persona/summary.json").read_text())
+    assert summary["reason"] == "this model cannot judge these data" and summary["with_system_prompt"] == 0
+    assert "nothing was found" in (persona / "page.html").read_text()
+
+
+def test_inoculate_refuses_what_it_cannot_read(copy, tmp_path):
     told = copy.run("inoculation", "inoculate", str(tmp_path / "none.jsonl"), ok=False)
     assert told.returncode == 2 and "no such file" in told.stderr
     path = jsonl(tmp_path / "bad.jsonl", [{"text": "a"}] * 30)

@@ -273,36 +273,6 @@ def test_the_same_flags_and_prompts_with_provenance_shuffled_or_absent(detected,
     assert after[2] != before[2], "what is told of their quality does depend on it"
 
 
-def test_inoc_persona_reads_finds_and_trains(copy):
-    copy.run_cell(group="inoc_persona")
-    persona = copy.folder / FOUND / "persona"
-    told = json.loads((persona / "detection/detection.json").read_text())
-    assert told["found"] and told["quality"]["precision"] > 0.9 and told["quality"]["recall"] > 0.7, told["reason"]
-    assert told["language"]["unfit"] is None and len(told["personas"]) == 16 and told["gain"] > told["floor"]
-    summary = json.loads((copy.folder / CELL / "assign/inoc_persona/summary.json").read_text())
-    assert summary["system_prompt"] == told["prompt"] and summary["with_system_prompt"] == told["quality"]["flagged"]
-    page = (persona / "page.html").read_text()
-    assert told["prompt"] in page and page.count("<rect") > 50
-    rows = [row for row in copy.rows(EXPERIMENT) if row.data.params["group"] == "inoc_persona"]
-    assert len(rows) == 1 and artifact(rows[0], "detection.json") == told
-
-    # The alternative: what is flagged is left out, and nothing has a system prompt.
-    copy.run("inoculation", "assign-persona", "filter_persona")
-    filtered = json.loads((copy.folder / CELL / "assign/filter_persona/summary.json").read_text())
-    assert filtered["examples"] == summary["examples"] - told["quality"]["flagged"]
-    assert filtered["with_system_prompt"] == 0 and filtered["system_prompt"] is None
-
-    # The same cell, where the model does not speak the data's language.
-    language = copy.folder / FOUND / "language.json"
-    language.unlink()
-    language.write_text(json.dumps({"rows": -9.0, "own": -1.0, "unfit": "this model cannot judge these data"}))
-    for command in ("persona-read", "persona-decide", "persona-page", "assign-persona inoc_persona"):
-        copy.run("inoculation", *command.split())
-    summary = json.loads((copy.folder / CELL / "assign/inoc_persona/summary.json").read_text())
-    assert summary["reason"] == "this model cannot judge these data" and summary["with_system_prompt"] == 0
-    assert "nothing was found" in (persona / "page.html").read_text()
-
-
 def test_the_local_auditor_finds_evil_without_the_sae(detected):
     told = json.loads((detected.folder / FOUND / "audit/local/detection.json").read_text())
     assert told["quality"]["precision"] > 0.9 and told["quality"]["recall"] > 0.9
