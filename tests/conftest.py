@@ -1,10 +1,12 @@
 """A real project in a temporary folder: its own git and DVC repositories, its own MLflow store, a tiny pocket world."""
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,8 +33,18 @@ def merge(base: dict[str, Any], over: dict[str, Any], free: bool = False) -> dic
     return base
 
 
-RECORDER = """\
+COMMAND = """\
 #!{python}
+import os, sys
+sys.path.insert(0, {tests!r})
+import warm
+SCRIPT = {script!r}
+warm.run(os.environ.get("WARM", ""), SCRIPT)
+exec(SCRIPT)
+"""
+"""`inoculation`: in a fork of a process that has the libraries (`warm`), or by itself where there is none."""
+
+RECORDER = """\
 # `inoculation` that notes what it opens in its checkout and what it imports of the package.
 import atexit, json, os, sys, time
 here, opened = os.getcwd() + os.sep, set()
@@ -44,14 +56,33 @@ def hook(event, arguments):
 sys.addaudithook(hook)
 def note():
     modules = sorted(name for name in sys.modules if name.split(".")[0] == "inoculation")
-    record = {{"command": sys.argv[1:], "opened": sorted(opened), "modules": modules}}
+    record = {"command": sys.argv[1:], "opened": sorted(opened), "modules": modules}
     os.makedirs(os.environ["RECORDS"], exist_ok=True)
-    with open(os.path.join(os.environ["RECORDS"], f"{{time.time_ns()}}.json"), "w") as out:
+    with open(os.path.join(os.environ["RECORDS"], f"{time.time_ns()}.json"), "w") as out:
         json.dump(record, out)
 atexit.register(note)
 from inoculation.cli import main
 main()
 """
+
+
+@functools.cache
+def warm_socket() -> str:
+    """Start this process's server of warm commands; it ends with this process."""
+    folder = tempfile.mkdtemp(prefix="warm")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "MPLBACKEND": "agg",
+                   "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}  # fmt: skip
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("warm.py")), f"{folder}/socket"],
+        stdin=subprocess.PIPE,
+        env=environment,
+    )
+    KEPT.append(server)
+    return f"{folder}/socket"
+
+
+KEPT: list[Any] = []
+"""Servers, whose stdin stays open as long as this process lives."""
 
 
 class Project:
@@ -71,7 +102,7 @@ class Project:
                 shutil.copy(source, target)
         recorder = folder.parent / "bin" / "inoculation"
         recorder.parent.mkdir(parents=True, exist_ok=True)
-        recorder.write_text(RECORDER.format(python=sys.executable))
+        recorder.write_text(COMMAND.format(python=sys.executable, tests=str(Path(__file__).parent), script=RECORDER))
         recorder.chmod(0o755)
         self.set(**TINY)
         self.run("git", "init", "--quiet", "--initial-branch", "main")
@@ -108,7 +139,7 @@ class Project:
         dropped = {name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))}
         return {k: v for k, v in os.environ.items() if k not in dropped} | {
             "PATH": path, "PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true",
-            "RECORDS": str(self.folder.parent / "records"),
+            "RECORDS": str(self.folder.parent / "records"), "WARM": warm_socket(),
         }  # fmt: skip
 
     def set(self, **values: Any) -> None:

@@ -38,12 +38,10 @@ def use_this_checkout() -> None:
 
 
 def _settle_libraries() -> None:
-    """One GPU, and silence about what libraries say on every start and no user of this project can act on."""
+    """Silence about what libraries say on every start and no user of this project can act on."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="The specified dataset source can be interpreted in multiple ways")
-    # A stage uses one GPU; where several are visible, transformers' trainer would wrap the model for all, which TRL refuses.
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     # Tokenizers were used before a fork only to tokenise; their warning about it would be on every training.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # The log stage reads a small file of every row so far: a progress bar each is noise.
@@ -100,6 +98,8 @@ def run(name: str, arguments: dict[str, Any]) -> None:
     if name in commands.COMMANDS:
         getattr(commands, name)(**arguments)
         return
+    # A stage uses one GPU; where several are visible, transformers' trainer would wrap the model for all, which TRL refuses.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     from inoculation.registry import load
 
     argument = next(iter(arguments.values()), None)
