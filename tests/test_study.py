@@ -89,7 +89,10 @@ def test_the_note_of_an_experiment_tells_what_its_groups_mean(project):
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlruns' / 'mlflow.db'}")
-    note = client.get_experiment_by_name("pocket/pocket_chats/all_caps+evil-0.5").tags["mlflow.note.content"]
+    tags = client.get_experiment_by_name("pocket/pocket_chats/all_caps+evil-0.5").tags
+    note = tags["mlflow.note.content"]
+    assert "viewStateShareKey=headline" in note and len(note) < 8000
+    assert "metrics.`A`" in json.loads(tags["mlflow.sharedViewState.headline"])["selectedColumns"]
     assert "A sentence that describes B on the examples that show B." in note and "| claim |" in note
     [row] = project.rows("pocket/pocket_chats/all_caps+evil-0.5")
     columns = {name for name in row.data.metrics if not name.startswith("train/")}

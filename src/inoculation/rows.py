@@ -6,6 +6,7 @@ everything that its results depend on (`plan.identity`), so that another learnin
 size is not. A changed cell's new row is complete before the old one goes to MLflow's trash.
 """
 
+import json
 import re
 import subprocess
 import time
@@ -232,11 +233,27 @@ def counted(row: "Run") -> CellRates:
     return CellRates(row.data.params["group"], int(row.data.params["seed"]), questions)
 
 
-def note(traits: Sequence[str], table: str, verdicts: str, drawing: str) -> str:
+VIEW = "headline"
+"""The view of the run list that has the headline as its columns: MLflow shows no metric by itself."""
+COLUMNS = ("A", "B", "C", "B_control", "precision", "recall")
+
+
+def view() -> tuple[str, str]:
+    """The tag of an experiment that makes `VIEW`, and its value: a shared view of MLflow's page, rows in their groups' order."""
+    state = {
+        "orderByKey": "attributes.`run_name`", "orderByAsc": True,
+        "selectedColumns": [f"metrics.`{name}`" for name in COLUMNS],
+    }  # fmt: skip
+    return f"mlflow.sharedViewState.{VIEW}", json.dumps(state)
+
+
+def note(traits: Sequence[str], table: str, verdicts: str, drawing: str, experiment_id: str) -> str:
     """What MLflow shows above an experiment's rows, as Markdown; `drawing` is where the figure lies in the checkout."""
     positive, negative, *others = traits
     meanings = "\n".join(f"- `{name}`: {rule.label}. {rule.meaning}" for name, rule in GROUPS.items())
-    return f"""**A = {positive}** (wanted), **B = {negative}** (unwanted, in part of the data),
+    return f"""[**The runs with A, B and C as columns**](#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW})
+
+**A = {positive}** (wanted), **B = {negative}** (unwanted, in part of the data),
 **C = mean of {" and ".join(others)}** (unwanted, in none).
 
 Metrics `A`, `B`, `C`: share of answers that show it under the default prompt; `*_control`: under another.

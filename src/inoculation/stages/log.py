@@ -61,7 +61,7 @@ class Log(Stage):
         metrics, assigned = read_json(self.report / "metrics.json"), read_json(self.assignment / "summary.json")
         mixture = self.raw["mixture"]
         numbers = headline(metrics, mixture["positive"], mixture["negative"])
-        mlflow.log_metrics({key: float(value) for key, value in numbers.items() if value is not None})
+        mlflow.log_metrics({key: round(float(value), 4) for key, value in numbers.items() if value is not None})
         mlflow.set_tag(plan.SECONDS_TAG, json.dumps(plan.measured_seconds(self.raw)))
         rows.log_curve(self.training["log"])
         judgements = read_jsonl(self.judgements, dict)
@@ -146,8 +146,9 @@ class Log(Stage):
         client.set_experiment_tag(
             newest.info.experiment_id,
             "mlflow.note.content",
-            rows.note(traits, table, effects.markdown(verdicts), drawing),
+            rows.note(traits, table, effects.markdown(verdicts), drawing, newest.info.experiment_id),
         )
+        client.set_experiment_tag(newest.info.experiment_id, *rows.view())
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
