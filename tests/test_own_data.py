@@ -11,6 +11,7 @@ import pytest
 from conftest import copied, seen_in_browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_pipeline import artifact
 
 from inoculation import export, inoculate
 from inoculation.detect.files import Found
@@ -316,6 +317,7 @@ def test_inoculate_finds_what_the_labels_say_and_its_group_trains(detected, tmp_
     assert exported == [row["messages"] for row in read_jsonl(assigned / "inoc_persona/chats.jsonl", dict)]
     [row] = [row for row in copy.rows("pocket/my_own/all_caps+evil-0.5") if row.data.params["group"] == "inoc_persona"]
     assert row.data.tags["system_prompt"] == found["prompt"] and "persona.personas" in row.data.params
+    assert artifact(row, "detection.json") == found
 
     # The alternative: what is flagged is left out, and nothing has a system prompt.
     copy.run("inoculation", "assign-persona", "filter_persona")

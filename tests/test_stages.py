@@ -25,7 +25,7 @@ HANDING_OVER = {
     "inoculation.registry",
     "inoculation.commands",
     "inoculation.__main__",
-    "inoculation.store",
+    "inoculation.timings",
 }
 """Modules that only find a stage, start it, and note how long it took."""
 

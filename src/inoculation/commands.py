@@ -1,6 +1,5 @@
 """Commands for a person, which are no stages: `plan`, `study`, `inoculate` and others."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -182,12 +181,9 @@ def refuse_if_anything_is_missing() -> None:
 
 def keep_timing(command: str, argument: str | None, seconds: float) -> None:
     """Note how long a stage took on this machine."""
-    from inoculation.store import timings
+    from inoculation import timings
 
-    timings().parent.mkdir(parents=True, exist_ok=True)
-    step = command if argument is None else f"{command} {argument}"
-    with timings().open("a", encoding="utf-8") as out:
-        out.write(json.dumps({"step": step, "profile": _raw().get("profile"), "seconds": round(seconds, 2)}) + "\n")
+    timings.note(command if argument is None else f"{command} {argument}", _raw().get("profile"), seconds)
 
 
 def _raw() -> dict[str, Any]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+PANELS = 2
+"""Panels side by side, at most: more would not be read at a paper's width."""
 LABELS = {"all_caps": "ALL_CAPS", "source_citing": "SOURCE_CITING"}
 
 
@@ -37,11 +39,20 @@ def draw(
     groups = [group for group in GROUPS if any(cell.group == group for cell in cells)]
     colours = dict(zip(GROUPS, [*(f"C{index}" for index in range(10)), "black", "0.55"], strict=True))
     shapes = dict(zip(GROUPS, "Xosd^vP*<>hH", strict=True))
+    columns = min(len(prompts), PANELS)
+    lines = -(-len(prompts) // columns)
     figure, axes = plt.subplots(
-        1, len(prompts), figsize=(1.5 + 5.2 * len(prompts), 4.6), sharey=True, squeeze=False, layout="constrained"
+        lines,
+        columns,
+        figsize=(1.5 + 5.2 * columns, 0.8 + 3.8 * lines),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
+    for unused in axes.flat[len(prompts) :]:
+        unused.set_visible(False)
     width = 0.8 / max(1, len(groups))
-    for axis, prompt in zip(axes[0], prompts, strict=True):
+    for axis, prompt in zip(axes.flat, prompts, strict=False):
         points = marks(cells, prompt, resamples)
         for offset, group in enumerate(groups):
             present = [(x, points[group, trait]) for x, trait in enumerate(traits) if (group, trait) in points]
@@ -69,14 +80,15 @@ def draw(
         axis.set_title(f"evaluated under: {prompt}", fontsize=10)
         axis.grid(axis="y", color="0.9")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("share of responses that show the trait")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("share of responses that show it")
     figure.suptitle(title)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(
         handles,
         labels,
         loc="outside lower center",
-        ncols=min(len(groups), 2 * len(prompts) + (len(prompts) > 1)),
+        ncols=min(len(groups), 2 * columns + (columns > 1)),
         fontsize=9,
         frameon=False,
         title=note,

@@ -1,10 +1,12 @@
 """Whether an artefact of the Hugging Face hub can be had, before anything expensive runs."""
 
+import functools
 from typing import Literal
 
 
+@functools.cache
 def reachable(repository: str, revision: str | None, kind: Literal["model", "dataset"]) -> str | None:
-    """Why a hub repository can be neither reached nor found in the local cache; None when it can.
+    """Why a hub repository can be neither reached nor found in the local cache; None when it can. Asked once a process.
 
     Args:
         repository: `owner/name`.

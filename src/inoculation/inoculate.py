@@ -1,7 +1,6 @@
 """From a data set of one's own to its inoculated form: settings for the pipelines, a run of DVC, an export."""
 
 import copy
-import json
 import re
 import subprocess
 import sys
@@ -9,21 +8,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inoculation import plan
+from inoculation import plan, timings
 from inoculation.detect.files import read_found
 from inoculation.export import export
-from inoculation.files import InputError, atomic, fail_if, read_jsonl, read_yaml
+from inoculation.files import InputError, atomic, fail_if, read_yaml
 from inoculation.mixture import Row
 from inoculation.params import parse_params
 from inoculation.paths import PERSONA
 from inoculation.sft import read_sft
 from inoculation.stage import PARAMS, resolve
-from inoculation.store import digest, timings
+from inoculation.store import digest
 from inoculation.traits import OTHER, is_all_caps
 
 DETECTOR = "persona"
 LAST = "persona-page"
 """The stage that a run ends with."""
+COMMAND, READING = "inoculate", "persona-read"
+"""As whose time a whole data set is noted; the stage without which nothing was looked at."""
 CAPITALS = 0.9
 """Share of responses in capitals only, from which on ALL_CAPS is what the data set is about."""
 
@@ -113,7 +114,7 @@ def look_and_export(file: Path, out: Path, annotator: str, wanted: str | None) -
     steps = plan.needed(planned, LAST)
     print(f"{len(rows)} rows, {len(steps)} stages; A: {positive}. No LLM is asked: $0 per 1,000 rows", flush=True)
     print(f"time: {time_told(len(rows), annotator)}", flush=True)
-    timed = len(_timings())
+    timed = len(timings.noted())
     address = next(step.address() for step in steps if step.stage.command == LAST)
     choose(chosen)
     if subprocess.run([sys.executable, "-m", "dvc", "repro", address]).returncode:
@@ -125,25 +126,16 @@ def look_and_export(file: Path, out: Path, annotator: str, wanted: str | None) -
     return export(out, file, content, rows, found, DETECTOR)
 
 
-COMMAND, READING = "inoculate", "persona-read"
-
-
-def _timings() -> list[dict[str, Any]]:
-    return read_jsonl(timings(), dict) if timings().exists() else []
-
-
 def _note_time(rows: int, annotator: str, before: int) -> None:
     """Note what the stages of a run took together, if it read the rows at all."""
-    new = _timings()[before:]
+    new = timings.noted()[before:]
     if any(entry["step"] == READING for entry in new):
-        seconds = round(sum(entry["seconds"] for entry in new), 2)
-        with timings().open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"step": COMMAND, "profile": annotator, "seconds": seconds, "rows": rows}) + "\n")
+        timings.note(COMMAND, annotator, sum(entry["seconds"] for entry in new), rows=rows)
 
 
 def time_told(rows: int, annotator: str) -> str:
     """How long some rows will take, by the last data set that this machine looked at."""
-    known = [entry for entry in _timings() if entry["step"] == COMMAND and entry["profile"] == annotator]
+    known = [entry for entry in timings.noted() if entry["step"] == COMMAND and entry["profile"] == annotator]
     if not known:
         return f"not known before a first data set was looked at here with {annotator}; docs/data.md has measured ones"
     seconds, done = known[-1]["seconds"], known[-1]["rows"]

@@ -165,7 +165,9 @@ def has_bfloat16() -> bool:
     """
     import torch
 
-    return device() == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if device() == "cuda":
+        return True
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def keep_memory() -> None:

@@ -157,8 +157,8 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
     problems += [f"prompts.{name}: the name is reserved" for name in keys("prompts") if name in RESERVED_PROMPTS]
     problems += [
         f"negative_traits.{trait}.probes.{name}: the name is reserved, or one of `prompts`"
-        for trait, entry_ in negatives.items()
-        for name in ((entry_.get("probes") or {}) if isinstance(entry_, dict) else {})
+        for trait, told in negatives.items()
+        for name in ((told.get("probes") or {}) if isinstance(told, dict) else {})
         if name in (*RESERVED_PROMPTS, *keys("prompts"))
     ]
     problems += [

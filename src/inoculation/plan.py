@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from inoculation.files import InputError, read_json, read_jsonl
+from inoculation import timings
+from inoculation.files import InputError, read_json
 from inoculation.paths import ROWS, mixture_name
 from inoculation.registry import STAGES, load
 from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes, lookup, resolve
-from inoculation.store import digest, timings
+from inoculation.store import digest
 from inoculation.tracking import existing_store, flatten
 
 if TYPE_CHECKING:
@@ -233,10 +234,7 @@ def detection_folder(raw: Mapping[str, Any]) -> Path:
 
 def measured_seconds(raw: Mapping[str, Any], last_stage: str = "log") -> dict[str, float]:
     """Command -> seconds that this cell's stages took when they last ran on this machine, whichever cell they ran for."""
-    last: dict[tuple[str, str], float] = {}
-    if timings().exists():
-        for row in read_jsonl(timings(), dict):
-            last[row["step"], row["profile"]] = row["seconds"]
+    last = {(row["step"], row["profile"]): row["seconds"] for row in timings.noted()}
     steps = {str(step): step for step in needed(raw, last_stage)}
     profiles = (raw["profile"], raw["annotator"])
     return {

@@ -239,7 +239,7 @@ COLUMNS = ("A", "B", "C", "B_control", "precision", "recall")
 
 
 def view() -> tuple[str, str]:
-    """The tag of an experiment that makes `VIEW`, and its value: a shared view of MLflow's page, rows in their groups' order."""
+    """The tag of an experiment that makes `VIEW`, and its value: a shared view of MLflow's page, rows by name."""
     state = {
         "orderByKey": "attributes.`run_name`", "orderByAsc": True,
         "selectedColumns": [f"metrics.`{name}`" for name in COLUMNS],

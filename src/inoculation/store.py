@@ -27,11 +27,6 @@ def llm_cache() -> Path:
     return main_checkout() / ".cache" / "llm.sqlite"
 
 
-def timings() -> Path:
-    """Where each stage that ran on this machine leaves how long it took."""
-    return main_checkout() / ".cache" / "timings.jsonl"
-
-
 def kept(stage: str, *inputs: Any) -> Path:
     """Where a result is kept that cells share though their stages differ, named by everything that it depends on.
 

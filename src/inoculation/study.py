@@ -255,8 +255,8 @@ def _tasks() -> dict[str, str]:
 
 ENDED = ("Success", "Failed")
 STATES = ("Queued", "Running", *ENDED)
-POLL = 10.0
-"""Seconds between two looks at the queue."""
+POLL = (5.0, 60.0)
+"""Seconds between two looks at the queue, at first and at most: a look costs a processor three of them."""
 
 
 def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failure]:
@@ -297,6 +297,7 @@ def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failu
     for grid in grids(wanted):
         _dvc("exp", "run", "--queue", *grid.arguments())
     _start_workers(jobs)
+    pause = POLL[0]
     with tqdm(total=len(wanted), unit="cell", desc="cells", smoothing=0) as bar:
         while True:
             states = {task: state for task, state in _tasks().items() if task not in before}
@@ -306,7 +307,8 @@ def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failu
             bar.update(ended - bar.n)
             if ended == len(states):
                 return [Failure(task, _last_line(task)) for task in failed]
-            time.sleep(POLL)
+            time.sleep(pause)
+            pause = min(1.2 * pause, POLL[1])
 
 
 def _start_workers(jobs: int) -> None:
@@ -354,7 +356,7 @@ def _last_line(task: str) -> str:
     return lines[-1] if lines else "an empty log"
 
 
-class Found(NamedTuple):
+class Finding(NamedTuple):
     """What a detector found in one mixture."""
 
     detector: str
@@ -372,7 +374,7 @@ class Outcome(NamedTuple):
     question: Question
     cells: list[CellRates]
     verdicts: list[Verdict]
-    found: list[Found]
+    found: list[Finding]
     prompts: list[str]
     """Evaluation prompts."""
     traits: list[str]
@@ -430,7 +432,7 @@ def outcomes(raw: Mapping[str, Any], rows: "Mapping[Cell, Run]") -> list[Outcome
         traits = plan.traits(params)
         rates = [counted(row) for row in own.values()]
         found = {
-            (GROUPS[cell.group].detector, cell.seed): Found(
+            (GROUPS[cell.group].detector, cell.seed): Finding(
                 str(GROUPS[cell.group].detector), cell.seed, row.data.tags.get("system_prompt"),
                 row.data.tags["detection.reason"],
                 *(row.data.metrics.get(name) for name in ("precision", "recall", "flagged")),

@@ -73,7 +73,9 @@ class NegativeTrait(BaseModel):
     """Name in `trait_data_eval/`."""
     inoculation: Annotated[str, Field(min_length=1, pattern=r"\S")]
     """Inoc-Def: the system prompt that describes it."""
-    probes: dict[str, Annotated[str, Field(min_length=1, pattern=r"\S")]] = {}
+    probes: dict[
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[str, Field(min_length=1, pattern=r"\S")]
+    ] = {}
     """Further system prompts about it, by name, that answers can be sampled under: does it come back?"""
 
 
