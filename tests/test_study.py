@@ -27,6 +27,14 @@ def test_the_whole_study_is_six_mixtures_all_groups_and_sixteen_figures():
     assert [figure.prompts for figure in figures[12:14]] == [("default",), ("control",)]
 
 
+def test_a_panel_of_prompts_gives_each_mixture_one_figure_more_with_a_number_of_its_own():
+    panel = {**PARAMS, "evaluate": {**PARAMS["evaluate"], "system_prompts": ["default", "control", "own", "negated"]}}
+    for transfer in (None, "pocket_llama,pocket_gemma"):
+        drawn = study.figures(study.selection(panel, "all_caps+sycophancy", None, "0", transfer), panel)
+        [leakage] = [figure for figure in drawn if len(figure.prompts) == 4]
+        assert leakage.number == 23 and leakage.question.negative == "sycophancy" and "filter_persona" in leakage.groups
+
+
 def test_unknown_names_are_listed_all_at_once():
     with pytest.raises(InputError) as caught:
         study.selection(PARAMS, "all_caps+envy", "inoc_sae,inoc_x", "0,one", "gpt")

@@ -81,7 +81,7 @@ def draw(
         axis.grid(axis="y", color="0.9")
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[:, 0]:
-        axis.set_ylabel("share of responses that show it")
+        axis.set_ylabel("share of responses that show the trait", fontsize=9)
     figure.suptitle(title)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(

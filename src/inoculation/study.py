@@ -43,6 +43,8 @@ LEAKAGE = (
     "filter_persona",
 )
 """Further figures: does B come back under prompts that describe or deny it?"""
+LEAKAGE_FROM = 21
+"""Number of the first of them, behind the study's sixteen and room for further transfers."""
 
 
 def unknown_groups() -> tuple[str, ...]:
@@ -479,15 +481,10 @@ def figures(chosen: Selection, raw: Mapping[str, Any]) -> list[Figure]:
         number += 1
         title = f"transfer: {raw['annotator']}'s annotations"
         found.append(Figure(number, title, Question(other, *chosen.mixtures[0]), prompts[:1], unknown_groups()))
+    title = "alternatives and leakage: does B come back?"
     found += [
-        Figure(
-            number + 1 + further,
-            "alternatives and leakage: does B come back?",
-            Question(profile, *pair),
-            prompts,
-            LEAKAGE,
-        )
-        for further, pair in enumerate(chosen.mixtures if len(prompts) > 2 else ())
+        Figure(LEAKAGE_FROM + every.index(pair), title, Question(profile, *pair), prompts, LEAKAGE)
+        for pair in (chosen.mixtures if len(prompts) > 2 else ())
     ]
     return sorted(found, key=lambda figure: figure.number)
 
