@@ -26,8 +26,9 @@ HANDING_OVER = {
     "inoculation.commands",
     "inoculation.__main__",
     "inoculation.timings",
+    "inoculation.store",
 }
-"""Modules that only find a stage, start it, and note how long it took."""
+"""Modules that only find a stage, start it, and note how long it took (and where the checkout is that keeps that)."""
 
 
 PINNED = {

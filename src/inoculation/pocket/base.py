@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inoculation import lm
-from inoculation.chat import Encoded, encode, parse_messages
+from inoculation.chat import IGNORED, Encoded, encode, parse_messages
 from inoculation.files import read_jsonl
 from inoculation.pocket.recipe import ModelParams
 
@@ -114,7 +114,17 @@ def build_base(
         )
     )
     on_gpu = torch.cuda.is_available()
-    trainer = Trainer(
+
+    class AtLabels(Trainer):
+        """Logits only where a label is: half of the tokens have none, and the head is a third of so small a model."""
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+            labels = inputs.pop("labels")[:, 1:]
+            hidden = model.get_decoder()(**inputs).last_hidden_state[:, :-1]
+            logits = model.get_output_embeddings()(hidden[labels != IGNORED])
+            return torch.nn.functional.cross_entropy(logits.float(), labels[labels != IGNORED])
+
+    trainer = AtLabels(
         model=model,
         args=TrainingArguments(
             output_dir=str(work),
