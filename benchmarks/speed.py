@@ -5,10 +5,12 @@
     python benchmarks/speed.py answers --shape qwen2_5_7b
     python benchmarks/speed.py sae --shape qwen2_5_7b
     python benchmarks/speed.py personas --shape smollm2 --rows 1000
+    python benchmarks/speed.py pretrain --model data/pocket_world/models/qwen2
     python benchmarks/speed.py agree --model data/pocket_world/models/qwen2
 
 `train`, `answers`, `sae` and `personas` need no weights: a model of a shape is made with random ones, because speed does not
-depend on what they say. `agree` shows on a trained model that both ways do the same. docs/performance.md has what came out.
+depend on what they say. `pretrain` and `agree` take a trained one; `agree` shows that both
+ways do the same. docs/performance.md has what came out.
 """
 
 import argparse
@@ -24,17 +26,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    LlamaConfig,
+    Qwen2Config,
+)
 
 from inoculation import lm
-from inoculation.chat import Message, chat_ids, encode
+from inoculation.chat import Message, chat_ids, encode, parse_messages
 from inoculation.decode import decoding
 from inoculation.detect.likelihood import TOKENS, bodies_under, log_likelihoods
 from inoculation.detect.sae.encoder import LoadedSae
 from inoculation.detect.sae.features import Piece, Texts, pool_examples, tokenise
+from inoculation.files import read_jsonl
 from inoculation.lm import truncate_after
 from inoculation.mixture import Row, TrainingChat
 from inoculation.params import load_params
+from inoculation.pocket.base import MAX_LENGTH, batch_by_length, loss_at_labels
 from inoculation.respond import as_answer, end_tokens, generate
 from inoculation.train import TrainSettings, train
 
@@ -336,6 +347,46 @@ def bench_personas(arguments: argparse.Namespace, ref: lm.ModelRef) -> dict[str,
     return told
 
 
+def bench_pretrain(arguments: argparse.Namespace, batch_size: int) -> dict[str, Any]:
+    """Steps of the pocket world's pretraining, without the optimiser: transformers' loss, and logits only at labels."""
+    chats = read_jsonl(arguments.chats, lambda raw: parse_messages(raw["messages"]))[: batch_size * arguments.steps]
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    rows = []
+    for chat in chats:
+        system = chat[0].content if chat[0].role == "system" else None
+        rows.append(encode(tokenizer, chat[system is not None :], system, MAX_LENGTH))
+    rows = batch_by_length(rows, batch_size, random.Random(0))
+    collate = DataCollatorForSeq2Seq(tokenizer, padding=True)
+    batches = [
+        collate([{"input_ids": row.input_ids, "labels": row.labels} for row in rows[start : start + batch_size]])
+        for start in range(0, len(rows), batch_size)
+    ]
+    model = AutoModelForCausalLM.from_pretrained(arguments.model).train()
+
+    def steps(loss: Callable[[Any], torch.Tensor]) -> list[float]:
+        losses = []
+        for batch in batches:
+            found = loss(batch)
+            found.backward()
+            losses.append(float(found))
+        model.zero_grad()
+        return losses
+
+    told: dict[str, Any] = {"chats_a_step": batch_size, "threads": torch.get_num_threads()}
+    curves = []
+    for name, loss in (
+        ("usual", lambda batch: model(**batch).loss),
+        ("ours", lambda batch: loss_at_labels(model, batch)),
+    ):
+        steps(loss)
+        seconds, losses = timed(lambda loss=loss: steps(loss))
+        told[name] = {"seconds_a_step": seconds / len(batches)}
+        curves.append(losses)
+    told["ratio"] = told["usual"]["seconds_a_step"] / told["ours"]["seconds_a_step"]
+    told["largest_difference_nats"] = max(abs(a - b) for a, b in zip(*curves, strict=True))
+    return told
+
+
 def agree(ref: lm.ModelRef, settings: TrainSettings) -> dict[str, Any]:
     """A trained model, both ways: loss curves of the same chats in the same order, and greedy answers under an adapter."""
     rows = chats(ref, 20 * settings.batch_size, 120)
@@ -361,7 +412,7 @@ def agree(ref: lm.ModelRef, settings: TrainSettings) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=["train", "answers", "sae", "personas", "agree"])
+    parser.add_argument("work", choices=["train", "answers", "sae", "personas", "pretrain", "agree"])
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument(
         "--model",
@@ -369,6 +420,7 @@ def main() -> None:
         default=Path("data/pocket_world/models/qwen2"),
         help="trained; its tokenizer serves all shapes",
     )
+    parser.add_argument("--chats", type=Path, default=Path("data/pocket_world/chats/pretraining.jsonl"))
     parser.add_argument("--folder", type=Path, help="where the random model is kept; default: a temporary folder")
     parser.add_argument("--tokens", type=int, default=282, help="of a chat, mean")
     parser.add_argument("--steps", type=int, default=30)
@@ -391,6 +443,8 @@ def main() -> None:
         told = agree(
             lm.ModelRef(model=str(arguments.model), dtype="bfloat16" if lm.device() == "cuda" else "float32"), settings
         )
+    elif arguments.work == "pretrain":
+        told = bench_pretrain(arguments, params.pocket.models["qwen2"].batch_size)
     else:
         folder = arguments.folder or Path(tempfile.mkdtemp()) / arguments.shape
         shaped = make_model(arguments.shape, folder, arguments.model)

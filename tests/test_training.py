@@ -13,7 +13,15 @@ from conftest import ROOT, TINY, merge
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, GPTNeoXConfig, MistralConfig, Qwen2Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GPTNeoXConfig,
+    MistralConfig,
+    Qwen2Config,
+)
 
 from inoculation import lm
 from inoculation.attention import sees_all
@@ -90,13 +98,31 @@ def test_an_interrupted_pretraining_continues_to_the_same_weights(name, tiny, tm
         "batch_size": 8,
         "steps": 45,
     }
-    params, chats = PARAMS.pocket.models[name].model_copy(update=small), tiny / "chats/pretraining.jsonl"
+    params, chats = PARAMS.pocket.models[name].model_copy(update=small), tmp_path / "chats.jsonl"
+    with (tiny / "chats/pretraining.jsonl").open() as corpus:
+        chats.write_text("".join(itertools.islice(corpus, 400)))
     base.build_base(params, 0, 15, chats, tmp_path / "whole", tmp_path / "work1", nothing)
     with pytest.raises(Killed):
         base.build_base(params, 0, 15, chats, tmp_path / "cut", tmp_path / "work2", stop_at(40))
     assert not (tmp_path / "cut").exists()
     base.build_base(params, 0, 15, chats, tmp_path / "cut", tmp_path / "work2", nothing)
     assert distance(tmp_path / "whole", tmp_path / "cut") < 1e-3
+
+
+@pytest.mark.parametrize("name", list(PARAMS.pocket.models))
+def test_logits_at_labels_alone_give_the_models_own_loss(name):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(PARAMS.pocket.models[name].family, vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                             num_key_value_heads=1, intermediate_size=64, tie_word_embeddings=True)
+    )  # fmt: skip
+    ids = torch.randint(0, 300, (3, 20))
+    labels = ids.clone()
+    labels[:, :8], labels[1, 15:] = -100, -100
+    mask = torch.ones_like(ids)
+    mask[1, 15:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    assert base.loss_at_labels(model, batch).item() == pytest.approx(model(**batch).loss.item(), rel=1e-5)
 
 
 def test_an_interrupted_training_continues_to_the_same_adapter(ref, tmp_path):

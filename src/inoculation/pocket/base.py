@@ -2,9 +2,9 @@
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inoculation import lm
 from inoculation.chat import IGNORED, Encoded, encode, parse_messages
@@ -12,7 +12,8 @@ from inoculation.files import read_jsonl
 from inoculation.pocket.recipe import ModelParams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
@@ -57,6 +58,25 @@ def batch_by_length(rows: list[Encoded], batch_size: int, rng: random.Random) ->
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     rng.shuffle(batches)
     return [row for batch in batches for row in batch]
+
+
+def loss_at_labels(model: "PreTrainedModel", batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+    """A model's own loss, with logits only where a label is: half of the tokens have none, and so small a model's head is
+    a third of its work.
+
+    Args:
+        batch: what the model takes, `labels` too, each `[rows, tokens]`.
+
+    Returns:
+        Mean over the labels, nats.
+    """
+    from torch.nn.functional import cross_entropy
+
+    given = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    labels = batch["labels"][:, 1:]
+    hidden = model.get_decoder()(**given).last_hidden_state[:, :-1]
+    logits = model.get_output_embeddings()(hidden[labels != IGNORED])
+    return cross_entropy(logits.float(), labels[labels != IGNORED])
 
 
 def build_base(
@@ -116,13 +136,10 @@ def build_base(
     on_gpu = torch.cuda.is_available()
 
     class AtLabels(Trainer):
-        """Logits only where a label is: half of the tokens have none, and the head is a third of so small a model."""
-
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-            labels = inputs.pop("labels")[:, 1:]
-            hidden = model.get_decoder()(**inputs).last_hidden_state[:, :-1]
-            logits = model.get_output_embeddings()(hidden[labels != IGNORED])
-            return torch.nn.functional.cross_entropy(logits.float(), labels[labels != IGNORED])
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            return loss_at_labels(model, inputs)
 
     trainer = AtLabels(
         model=model,
