@@ -9,8 +9,8 @@
     python benchmarks/speed.py agree --model data/pocket_world/models/qwen2
 
 `train`, `answers`, `sae` and `personas` need no weights: a model of a shape is made with random ones, because speed does not
-depend on what they say. `pretrain` and `agree` take a trained one; `agree` shows that both
-ways do the same. docs/performance.md has what came out.
+depend on what they say. `pretrain` and `agree` take a trained one; `agree` shows that both ways do the same.
+docs/performance.md has what came out.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from inoculation.files import read_jsonl
 from inoculation.lm import truncate_after
 from inoculation.mixture import Row, TrainingChat
 from inoculation.params import load_params
-from inoculation.pocket.base import MAX_LENGTH, batch_by_length, loss_at_labels
+from inoculation.pocket.base import batch_by_length, encode_all, loss_at_labels
 from inoculation.respond import as_answer, end_tokens, generate
 from inoculation.train import TrainSettings, train
 
@@ -351,11 +351,7 @@ def bench_pretrain(arguments: argparse.Namespace, batch_size: int) -> dict[str, 
     """Steps of the pocket world's pretraining, without the optimiser: transformers' loss, and logits only at labels."""
     chats = read_jsonl(arguments.chats, lambda raw: parse_messages(raw["messages"]))[: batch_size * arguments.steps]
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    rows = []
-    for chat in chats:
-        system = chat[0].content if chat[0].role == "system" else None
-        rows.append(encode(tokenizer, chat[system is not None :], system, MAX_LENGTH))
-    rows = batch_by_length(rows, batch_size, random.Random(0))
+    rows = batch_by_length(encode_all(tokenizer, chats), batch_size, random.Random(0))
     collate = DataCollatorForSeq2Seq(tokenizer, padding=True)
     batches = [
         collate([{"input_ids": row.input_ids, "labels": row.labels} for row in rows[start : start + batch_size]])

@@ -2,18 +2,18 @@
 
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inoculation import lm
-from inoculation.chat import IGNORED, Encoded, encode, parse_messages
+from inoculation.chat import IGNORED, Encoded, Message, encode, parse_messages
 from inoculation.files import read_jsonl
 from inoculation.pocket.recipe import ModelParams
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
@@ -49,6 +49,15 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> "PreTrainedTokenizerFa
     return tokenizer
 
 
+def encode_all(tokenizer: "PreTrainedTokenizerBase", chats: Sequence[Sequence[Message]]) -> list[Encoded]:
+    """Chats as tokens, each with its own system message, if it begins with one."""
+    encoded = []
+    for chat in chats:
+        system = chat[0].content if chat[0].role == "system" else None
+        encoded.append(encode(tokenizer, chat[system is not None :], system, MAX_LENGTH))
+    return encoded
+
+
 def batch_by_length(rows: list[Encoded], batch_size: int, rng: random.Random) -> list[Encoded]:
     """Order the rows so that consecutive batches hold rows of similar length, the batches themselves in random order.
 
@@ -62,7 +71,7 @@ def batch_by_length(rows: list[Encoded], batch_size: int, rng: random.Random) ->
 
 def loss_at_labels(model: "PreTrainedModel", batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
     """A model's own loss, with logits only where a label is: half of the tokens have none, and so small a model's head is
-    a third of its work.
+    a third of its work. TRL's fused head does so on a GPU alone.
 
     Args:
         batch: what the model takes, `labels` too, each `[rows, tokens]`.
@@ -108,11 +117,7 @@ def build_base(
 
     chats = read_jsonl(pretraining, lambda raw: parse_messages(raw["messages"]))
     tokenizer = train_tokenizer([message.content for chat in chats[:20_000] for message in chat], params.vocab_size)
-    encoded = []
-    for chat in chats:
-        system = chat[0].content if chat[0].role == "system" else None
-        encoded.append(encode(tokenizer, chat[system is not None :], system, MAX_LENGTH))
-    encoded = batch_by_length(encoded, params.batch_size, random.Random(seed))
+    encoded = batch_by_length(encode_all(tokenizer, chats), params.batch_size, random.Random(seed))
     set_seed(seed)
     head = params.hidden_size // params.heads
     family = {"gemma3_text": {"head_dim": head, "query_pre_attn_scalar": head}}.get(params.family, {})
