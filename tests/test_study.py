@@ -1,6 +1,7 @@
 """The study: which cells, what is run of them, and what comes out."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -91,6 +92,15 @@ def test_a_study_goes_on_after_a_failed_cell_and_reports(project, tmp_path):
     commands = [record["command"][0] for record in copy.records()[before:]]
     assert commands == ["study"], "nothing is run again"
     assert len(copy.rows("study")) == 1
+
+
+def test_a_stage_that_cells_share_costs_its_time_once():
+    rows = [
+        SimpleNamespace(data=SimpleNamespace(tags={"seconds": json.dumps({"pocket-model qwen2": 770.02, **own})}))
+        for own in ({"train": 53.12, "log": 6.22}, {"train": 48.35, "log": 6.01}, {})
+    ]
+    rows.append(SimpleNamespace(data=SimpleNamespace(tags={})))
+    assert study.spent(rows) == pytest.approx(770.02 + 53.12 + 6.22 + 48.35 + 6.01)
 
 
 def test_the_note_of_an_experiment_tells_what_its_groups_mean(project):

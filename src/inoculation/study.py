@@ -383,7 +383,7 @@ class Outcome(NamedTuple):
     """A, B, then C."""
     judge: str
     seconds: float
-    """Summed over the cells, where they were timed."""
+    """Of all its cells, where they were timed."""
 
 
 class Example(NamedTuple):
@@ -423,6 +423,15 @@ def examples(raw: Mapping[str, Any], wanted: Iterable[Cell]) -> list[Example]:
     return told
 
 
+def spent(rows: "Iterable[Run]") -> float:
+    """Seconds that the stages of some rows took; a stage that they share (the base model's, the judge's) counts once.
+
+    Such a stage was timed once, so that its time stands in every row; two runs of one that agree to a hundredth of a second
+    are rare, or take none.
+    """
+    return sum(seconds for _, seconds in {entry for row in rows for entry in plan.row_seconds(row).items()})
+
+
 def outcomes(raw: Mapping[str, Any], rows: "Mapping[Cell, Run]") -> list[Outcome]:
     """What rows say, question by question."""
     from inoculation.rows import counted
@@ -445,7 +454,7 @@ def outcomes(raw: Mapping[str, Any], rows: "Mapping[Cell, Run]") -> list[Outcome
         told.append(
             Outcome(
                 question, rates, verdicts(rates, traits, evaluate["bootstrap"]), list(found.values()), evaluate["system_prompts"], traits,
-                plan.judge_name(params), sum(sum(plan.row_seconds(row).values()) for row in own.values()),
+                plan.judge_name(params), spent(own.values()),
             )
         )  # fmt: skip
     return told
