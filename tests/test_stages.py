@@ -27,8 +27,9 @@ HANDING_OVER = {
     "inoculation.__main__",
     "inoculation.timings",
     "inoculation.store",
+    "inoculation.gpus",
 }
-"""Modules that only find a stage, start it, and note how long it took (and where the checkout is that keeps that)."""
+"""Modules that only find a stage, start it on one GPU, and note how long it took (and where the checkout is that keeps that)."""
 
 
 PINNED = {
@@ -239,6 +240,41 @@ def test_a_killed_worker_is_continued(tmp_path):
     first.wait()
     second = worker(tmp_path, "b", 0).communicate(timeout=30)[0]
     assert second.splitlines()[-1].split() == ["a0", "b1", "b2", "b3", "b4"]
+
+
+# ---- GPUs
+
+STAGE = """
+import os, sys
+from pathlib import Path
+from inoculation import gpus
+with gpus.one(Path(sys.argv[1])):
+    print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+    sys.stdin.read()
+"""
+
+
+def stage_on(gpus: str, locks: Path) -> tuple[subprocess.Popen, str]:
+    """A process that is at a stage until its input ends, and the GPU that it got."""
+    command = [sys.executable, "-c", STAGE, str(locks)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus}
+    started = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return started, started.stdout.readline().strip()
+
+
+def test_stages_that_run_at_once_spread_over_the_gpus(tmp_path):
+    first, second, third, fourth = running = [stage_on("2,3", tmp_path) for _ in range(4)]
+    assert [name for _, name in running] == ["2", "3", "2", "3"]
+    second[0].kill()
+    second[0].wait()
+    fifth = stage_on("2,3", tmp_path)
+    assert fifth[1] == "3", "what a killed one held is free"
+    third[0].communicate()
+    first[0].communicate()
+    sixth = stage_on("2,3", tmp_path)
+    assert sixth[1] == "2"
+    for process, _ in (fourth, fifth, sixth):
+        process.communicate()
 
 
 # ---- before anything expensive

@@ -98,16 +98,17 @@ def run(name: str, arguments: dict[str, Any]) -> None:
     if name in commands.COMMANDS:
         getattr(commands, name)(**arguments)
         return
-    # A stage uses one GPU; where several are visible, transformers' trainer would wrap the model for all, which TRL refuses.
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    from inoculation import gpus
     from inoculation.registry import load
+    from inoculation.store import main_checkout
 
     argument = next(iter(arguments.values()), None)
     stage = load(name).load(argument)
     if stage.expensive:
         commands.refuse_if_anything_is_missing()
     started = time.monotonic()
-    stage.run()
+    with gpus.one(main_checkout() / ".cache" / "gpus"):
+        stage.run()
     commands.keep_timing(name, argument, time.monotonic() - started)
 
 

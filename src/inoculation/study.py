@@ -4,8 +4,6 @@ A cell that MLflow has a row of, under the same parameters, is not run again; so
 more seed costs one more seed.
 """
 
-import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -238,10 +236,10 @@ class Failure(NamedTuple):
     reason: str
 
 
-def _dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
+def _dvc(*arguments: str) -> str:
     # Files, not pipes: a queue's worker outlives the command that starts it and keeps what it was given open.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        outcome = subprocess.run([sys.executable, "-m", "dvc", *arguments], stdout=out, stderr=err, env=environment)
+        outcome = subprocess.run([sys.executable, "-m", "dvc", *arguments], stdout=out, stderr=err)
         out.seek(0)
         err.seek(0)
         if outcome.returncode:
@@ -269,7 +267,7 @@ def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failu
     Args:
         raw: a valid params.yaml.
         wanted: cells without a row.
-        jobs: workers, spread over the GPUs that this process sees.
+        jobs: workers. Their stages spread over the GPUs by themselves.
 
     Returns:
         What failed, and the last line of its log.
@@ -298,7 +296,7 @@ def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failu
         raise InputError("a stage that all cells need failed, see above; the same command goes on from there")
     for grid in grids(wanted):
         _dvc("exp", "run", "--queue", *grid.arguments())
-    _start_workers(jobs)
+    _dvc("queue", "start", "--jobs", str(jobs))
     pause = POLL[0]
     with tqdm(total=len(wanted), unit="cell", desc="cells", smoothing=0) as bar:
         while True:
@@ -311,34 +309,6 @@ def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failu
                 return [Failure(task, _last_line(task)) for task in failed]
             time.sleep(pause)
             pause = min(1.2 * pause, POLL[1])
-
-
-def _start_workers(jobs: int) -> None:
-    """Start the queue's workers; where there are GPUs one after the other, each with one of its own while there are enough."""
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = named.split(",") if named else list(map(str, range(torch.cuda.device_count())))
-    if len(gpus) < 2:
-        _dvc("queue", "start", "--jobs", str(jobs))
-        return
-    for number in range(1, jobs + 1):  # `--jobs N` starts those of N that have not come up: each is waited for
-        own = {"CUDA_VISIBLE_DEVICES": gpus[(number - 1) % len(gpus)]}
-        _dvc("queue", "start", "--jobs", str(number), environment={**os.environ, **own})
-        for _ in range(WORKER_STARTS):
-            if _workers() >= number or all(state in ENDED for state in _tasks().values()):
-                break
-            time.sleep(1)
-
-
-WORKER_STARTS = 60
-"""How often a worker that was started is looked for."""
-
-
-def _workers() -> int:
-    """How many workers of DVC's queue are up."""
-    counts = re.search(r"Worker status: (\d+) active, (\d+) idle", _dvc("queue", "status"))
-    return sum(map(int, counts.groups())) if counts else 0
 
 
 def _shared(raw: Mapping[str, Any]) -> Iterator[str]:

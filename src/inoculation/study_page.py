@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from inoculation.effects import VERDICTS, Counts, shown, spread
 from inoculation.files import atomic
@@ -39,7 +39,7 @@ def write(
     with atomic(path) as temporary:
         temporary.write_text(
             page.render(
-                told=told, tables=[effect_table(outcome, resamples) for outcome in told], pictures=pictures,
+                told=told, tables=[effect_tables(outcome, resamples) for outcome in told], pictures=pictures,
                 missing=missing, examples=examples, groups=GROUPS, shown=shown,
                 counts={name: sum(one.verdict == name for _, one in decided) for name in VERDICTS},
             ),
@@ -47,18 +47,36 @@ def write(
         )  # fmt: skip
 
 
-def effect_table(outcome: Outcome, resamples: int) -> list[dict[str, Any]]:
-    """A row a group: its label, seeds, and each trait's rate and interval under each evaluation prompt."""
+class Table(NamedTuple):
+    """Rates of some traits under some evaluation prompts."""
+
+    title: str
+    columns: list[tuple[str, str]]
+    """(evaluation prompt, trait)."""
+    rows: list[dict[str, Any]]
+    """A group each: `label`, `seeds`, and an entry a column: (rate, low, high), None where it was not judged."""
+
+
+def effect_tables(outcome: Outcome, resamples: int) -> list[Table]:
+    """Every trait under the first two prompts; where there are more, B under each: does it come back?"""
     counts = Counts(outcome.cells, resamples)
+    chosen = {"": [(prompt, trait) for prompt in outcome.prompts[:2] for trait in outcome.traits]}
+    if len(outcome.prompts) > 2:
+        chosen["Does B come back? Its rate under every prompt"] = [
+            (prompt, outcome.traits[1]) for prompt in outcome.prompts
+        ]
+    return [Table(title, columns, _rows(counts, columns)) for title, columns in chosen.items()]
+
+
+def _rows(counts: Counts, columns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     rows = []
     for group in counts.groups():
         seeds, entries = counts.seeds(group), []
-        for prompt in outcome.prompts:
-            for trait in outcome.traits:
-                if not counts.judged(group, prompt, trait):
-                    entries.append(None)
-                    continue
-                rate, drawn = counts.rates(group, prompt, trait, seeds)
-                entries.append((rate, *spread(drawn)))
-        rows.append({"group": group, "label": GROUPS[group].label, "seeds": len(seeds), "entries": entries})
+        for prompt, trait in columns:
+            if not counts.judged(group, prompt, trait):
+                entries.append(None)
+                continue
+            rate, drawn = counts.rates(group, prompt, trait, seeds)
+            entries.append((rate, *spread(drawn)))
+        rows.append({"label": GROUPS[group].label, "seeds": len(seeds), "entries": entries})
     return rows
