@@ -88,6 +88,17 @@ def test_a_judge_that_guesses_does_not_judge():
     assert made.quality["evil"]["plain"]["n"] > 10, "its quality is told all the same"
 
 
+def test_a_judge_that_misses_a_rare_trait_does_not_judge():
+    """It is right on most answers, because most do not show the trait: those that do are ordinary answers here."""
+    rng = random.Random(1)
+    answers = labelled(60)["evil"]
+    ordinary = [answer for answer in answers if not answer.shows]
+    shown = [a._replace(answer=rng.choice(ordinary).answer) for a in answers if a.shows][: len(ordinary) // 4]
+    numbers = FitSettings(examples=60, held_out=0.25, accuracy=0.6, own_answers=0)
+    quality = fit({"evil": [*ordinary, *shown]}, [], numbers, 0).quality["evil"]
+    assert NOT_JUDGED in quality and quality["plain"]["accuracy"] > numbers.accuracy, quality
+
+
 def test_own_answers_count_as_ordinary_and_say_how_often_the_model_is_accused_without_cause():
     answers = {"evil": labelled(60)["evil"]}
     rng = random.Random(2)
@@ -145,6 +156,9 @@ def test_quality_is_what_the_counts_say(pairs):
     assert result["accuracy"] == pytest.approx(sum(p == t for p, t in pairs) / len(pairs))
     assert result["precision"] == pytest.approx(hits / sum(predicted) if any(predicted) else 0)
     assert result["recall"] == pytest.approx(hits / sum(true) if any(true) else 0)
+    right = [[p == t for p, t in pairs if t is answer] for answer in (True, False)]
+    shares = [sum(ones) / len(ones) for ones in right if ones]
+    assert result["balanced_accuracy"] == pytest.approx(sum(shares) / len(shares))
 
 
 def test_no_decisions_have_no_quality():

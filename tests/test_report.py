@@ -136,6 +136,21 @@ def test_a_claim_without_its_cells_or_without_an_effect_is_undecided():
     assert one.verdict == "undecided" and one.reason.startswith("no seed has all of")
 
 
+def test_a_trait_that_one_seed_alone_judged_decides_nothing_and_its_mark_has_one_seed():
+    cells = [
+        cell(group, seed, {trait: rate for trait, rate in rates.items() if trait != "c" or seed == 1})
+        for group, rates in STUDY.items()
+        for seed in SEEDS
+    ]
+    told = {one.claim: one for one in verdicts(cells, ["a", "b", "c"], 300)}
+    assert told["Inoc-Selective suppresses B"].verdict == "holds" and told["Inoc-Selective suppresses B"].seeds == 3
+    assert told["Inoc-Selective suppresses C"].verdict == "undecided"
+    assert "not judged in every seed" in told["Inoc-Selective suppresses C"].reason
+    drawn = marks(cells, "default", 300)
+    assert len(drawn["baseline", "c"].seeds) == 1 and len(drawn["baseline", "b"].seeds) == 3
+    assert drawn["baseline", "c"].rate == pytest.approx(drawn["baseline", "c"].seeds[0])
+
+
 def test_equal_groups_are_told_apart_by_no_verdict():
     """A claim about a difference of two groups that are the same in truth: seldom decided, over fifty studies."""
     same = {"inoc_general": {"a": 0.5}, "inoc_selective": {"a": 0.5}}

@@ -39,7 +39,7 @@ class Mark(NamedTuple):
     high: float
     """95 % interval over questions and, where there are several, seeds."""
     seeds: list[float]
-    """The rate of each seed, in their order."""
+    """The rate of each seed in which the trait was judged, in their order."""
 
 
 class Counts:
@@ -76,9 +76,10 @@ class Counts:
         """The seeds that all of some groups have."""
         return sorted(set.intersection(*(self._seeds[group] for group in groups)))
 
-    def judged(self, group: str, prompt: str, trait: str) -> bool:
-        """Whether any answer of a group was judged for a trait under a prompt."""
-        return any(judged for _, judged in self._counts.get((group, prompt, trait), {}).values())
+    def judged(self, group: str, prompt: str, trait: str) -> list[int]:
+        """The seeds in which any answer of a group was judged for a trait under a prompt: a judge may be too bad in some."""
+        counted = self._counts.get((group, prompt, trait), {})
+        return sorted({seed for (seed, _), (_, judged) in counted.items() if judged})
 
     def rates(self, group: str, prompt: str, trait: str, seeds: Sequence[int]) -> "tuple[float, np.ndarray]":
         """A trait's rate over some seeds, and the same under each draw, `[resamples]`."""
@@ -122,9 +123,8 @@ def marks(cells: Sequence[CellRates], prompt: str, resamples: int) -> dict[tuple
     counts = Counts(cells, resamples)
     result = {}
     for group in counts.groups():
-        seeds = counts.seeds(group)
         for trait in counts.traits():
-            if counts.judged(group, prompt, trait):
+            if seeds := counts.judged(group, prompt, trait):
                 rate, drawn = counts.rates(group, prompt, trait, seeds)
                 own = [counts.rates(group, prompt, trait, [one])[0] for one in seeds]
                 low, high = spread(drawn)
@@ -225,7 +225,7 @@ def verdicts(cells: Sequence[CellRates], traits: Sequence[str], resamples: int) 
 
     Args:
         cells: of one profile and mixture.
-        traits: A, B, then C; the rate of C is the mean of theirs.
+        traits: A, B, then C; the rate of C is the mean of theirs, of those that were judged in every seed.
         resamples: bootstrap draws.
     """
     counts = Counts(cells, resamples)
@@ -250,10 +250,10 @@ def _decide(claim: _Claim, counts: Counts, traits: Mapping[str, Sequence[str]]) 
             pairs = [
                 counts.rates(group, prompt, trait, seeds)
                 for trait in traits[role]
-                if counts.judged(group, prompt, trait)
+                if set(seeds) <= set(counts.judged(group, prompt, trait))
             ]
             if not pairs:
-                raise LookupError(f"{role} of {group} under {prompt} was not judged")
+                raise LookupError(f"{role} of {group} under {prompt} was not judged in every seed")
             return sum(pair[drawn] for pair in pairs) / len(pairs)
 
         return rate

@@ -10,20 +10,21 @@ if TYPE_CHECKING:
 
 @cache
 def metric() -> "evaluate.Metric":
-    """Accuracy, precision, recall and F1 of boolean decisions, as a metric of `evaluate` (whose import takes seconds)."""
+    """Accuracy, balanced accuracy, precision, recall and F1 of boolean decisions, as a metric of `evaluate` (whose import takes seconds)."""
     import datasets
     import evaluate
 
     class DecisionQuality(evaluate.Metric):
-        """Accuracy, precision, recall and F1 of boolean decisions.
+        """Accuracy, balanced accuracy, precision, recall and F1 of boolean decisions.
 
         `evaluate` loads its stock metrics from the hub; this one is a class, so that it works without a network.
-        Precision, recall and F1 are 0 where they are undefined (nothing flagged, nothing to find).
+        Precision, recall and F1 are 0 where they are undefined (nothing flagged, nothing to find). Balanced accuracy is the
+        mean over the answers that occur, yes and no, of the share that is right.
         """
 
         def _info(self) -> evaluate.MetricInfo:
             return evaluate.MetricInfo(
-                description="Accuracy, precision, recall and F1 of boolean decisions.",
+                description="Accuracy, balanced accuracy, precision, recall and F1 of boolean decisions.",
                 citation="",
                 inputs_description="predictions and references: booleans of the same length",
                 features=datasets.Features(
@@ -32,13 +33,18 @@ def metric() -> "evaluate.Metric":
             )
 
         def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-            from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+            from sklearn.metrics import accuracy_score, precision_recall_fscore_support, recall_score
 
             precision, recall, f1, _ = precision_recall_fscore_support(
                 references, predictions, average="binary", pos_label=True, zero_division=0
             )
             return {
                 "accuracy": float(accuracy_score(references, predictions)),
+                "balanced_accuracy": float(
+                    recall_score(
+                        references, predictions, labels=sorted(set(references)), average="macro", zero_division=0
+                    )
+                ),
                 "precision": float(precision),
                 "recall": float(recall),
                 "f1": float(f1),
@@ -48,7 +54,7 @@ def metric() -> "evaluate.Metric":
 
 
 def decision_quality(predictions: list[bool], references: list[bool]) -> dict[str, float]:
-    """Accuracy, precision, recall, F1 (0..1) and n of decisions against the truth.
+    """Accuracy, balanced accuracy, precision, recall, F1 (0..1) and n of decisions against the truth.
 
     Raises:
         ValueError: no decisions, or lists of different length.

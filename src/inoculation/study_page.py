@@ -54,7 +54,7 @@ class Table(NamedTuple):
     columns: list[tuple[str, str]]
     """(evaluation prompt, trait)."""
     rows: list[dict[str, Any]]
-    """A group each: `label`, `seeds`, and an entry a column: (rate, low, high), None where it was not judged."""
+    """A group each: `label`, `seeds`, and an entry a column: (rate, low, high, seeds), None where it was not judged."""
 
 
 def effect_tables(outcome: Outcome, resamples: int) -> list[Table]:
@@ -71,12 +71,12 @@ def effect_tables(outcome: Outcome, resamples: int) -> list[Table]:
 def _rows(counts: Counts, columns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     rows = []
     for group in counts.groups():
-        seeds, entries = counts.seeds(group), []
+        entries: list[tuple[float, float, float, int] | None] = []
         for prompt, trait in columns:
-            if not counts.judged(group, prompt, trait):
+            if not (seeds := counts.judged(group, prompt, trait)):
                 entries.append(None)
                 continue
             rate, drawn = counts.rates(group, prompt, trait, seeds)
-            entries.append((rate, *spread(drawn)))
-        rows.append({"label": GROUPS[group].label, "seeds": len(seeds), "entries": entries})
+            entries.append((rate, *spread(drawn), len(seeds)))
+        rows.append({"label": GROUPS[group].label, "seeds": len(counts.seeds(group)), "entries": entries})
     return rows

@@ -34,8 +34,8 @@ class FitSettings(BaseModel):
     examples: Annotated[int, Field(ge=20)]
     held_out: Annotated[float, Field(ge=0.05, le=0.9)]
     accuracy: Annotated[float, Field(ge=0.5, le=1)]
-    """On held-out questions, the mean over styles, and that on texts of one label only, at least; below it a trait is not
-    judged."""
+    """Balanced accuracy on held-out questions, the mean over styles, and that on texts of one label only, at least; below it a
+    trait is not judged. Plain accuracy would let a judge pass that says "no" to everything where few answers show it."""
     own_answers: Annotated[int, Field(ge=0)]
     """Answers of the profile's untouched model to other questions, which count as showing no trait; only where labelled
     answers are another model's."""
@@ -160,13 +160,13 @@ def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], setti
     quality: dict[str, dict[str, Any]] = {trait: {NOT_JUDGED: reason} for trait, reason in too_few.items()}
     for trait, by_style in fitted.quality.items():
         quality[trait] = dict(by_style)
-        alone = [told["accuracy"] for style, told in by_style.items() if style in (OWN, AS_GIVEN)]
-        styled = [told["accuracy"] for style, told in by_style.items() if style not in (OWN, AS_GIVEN)]
+        alone = [told["balanced_accuracy"] for style, told in by_style.items() if style in (OWN, AS_GIVEN)]
+        styled = [told["balanced_accuracy"] for style, told in by_style.items() if style not in (OWN, AS_GIVEN)]
         accuracy = min([sum(styled) / len(styled), *alone])
         if accuracy < settings.accuracy:
             quality[trait][NOT_JUDGED] = (
-                f"its judge is right on {accuracy:.0%} of the answers to questions that it has not seen, "
-                f"{settings.accuracy:.0%} are asked for (judge.accuracy)"
+                f"its judge is right on {accuracy:.0%} of the answers to questions that it has not seen, those that show the "
+                f"trait and the others counting the same; {settings.accuracy:.0%} are asked for (judge.accuracy)"
             )
     judges = {trait: judge for trait, judge in fitted.judges.items() if NOT_JUDGED not in quality[trait]}
     return Fit(judges, quality)
