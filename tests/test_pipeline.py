@@ -25,6 +25,7 @@ from inoculation.judge.coherence import AS_GIVEN, COHERENCE, SPOILT
 from inoculation.judge.llm import FALL_BACK_SAMPLES
 from inoculation.registry import load
 from inoculation.stage import Writes
+from inoculation.study import RESULTS
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 MIXTURE = "pocket_chats/all_caps+evil-0.5"
@@ -391,7 +392,9 @@ def test_a_queue_runs_its_own_code_and_lands_in_one_store(copy):
     copy.run("dvc", "exp", "run", "--queue", "-S", "group=base", "-S", "seed=1")
     report.write_text(text)
     copy.run("dvc", "queue", "start")
-    copy.run("bash", "-c", "while dvc queue status | grep -qE 'Queued|Running'; do sleep 8; done", timeout=500)
+    deadline = time.monotonic() + 500
+    while not any((copy.folder / RESULTS).glob("*")) and time.monotonic() < deadline:
+        time.sleep(0.5)
     status = copy.run("dvc", "queue", "status").stdout
     assert status.count("Success") == 1, status
     rows = {row.info.run_name: row for row in copy.rows(EXPERIMENT)}

@@ -11,11 +11,11 @@ import contextlib
 import importlib
 import json
 import os
+import runpy
 import select
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import traceback
@@ -70,10 +70,7 @@ def _work(connection: socket.socket) -> None:
         connection.recv(1)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def as_another_program(path: str, arguments: list[str], environment: dict[str, str]) -> None:
-        raise SystemExit(subprocess.run([path, *arguments[1:]], env=environment).returncode)
-
-    os.execve = as_another_program  # the client waits for this process
+    os.execve = _begin_anew
     threading.Thread(target=with_the_client, daemon=True).start()
     code = 1
     try:
@@ -91,6 +88,19 @@ def _work(connection: socket.socket) -> None:
         sys.stderr.flush()
         connection.sendall(f"{code}\n".encode())
         os._exit(code)
+
+
+def _begin_anew(path: str, arguments: list[str], environment: dict[str, str]) -> None:
+    """`python -m inoculation ...` in the place of what runs: imported afresh, from where its PYTHONPATH says."""
+    module = arguments[arguments.index("-m") + 1]
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        del sys.modules[name]
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = environment["PYTHONPATH"].split(os.pathsep)
+    sys.argv = arguments[arguments.index(module) :]
+    runpy.run_module(module, run_name="__main__")
+    raise SystemExit(0)
 
 
 def run(path: str, script: str) -> None:

