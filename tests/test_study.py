@@ -9,7 +9,7 @@ from conftest import ROOT, copied, seen_in_browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inoculation import study, study_page
+from inoculation import study, study_page, sweep
 from inoculation.effects import CellRates, verdicts
 from inoculation.files import InputError
 from inoculation.groups import GROUPS
@@ -44,14 +44,19 @@ def test_unknown_names_are_listed_all_at_once():
 
 
 CELLS = study.cells(PARAMS, WHOLE)
+SWEPT = [
+    cell._replace(setting=one)
+    for cell in CELLS[:40]
+    for one in sweep.settings(PARAMS, "mixture.contamination=0.25,0.5")
+]
 
 
-@given(st.sets(st.sampled_from(CELLS), min_size=1))
+@given(st.one_of(st.sets(st.sampled_from(every), min_size=1) for every in (CELLS, SWEPT)))
 @settings(max_examples=100, deadline=None)
 def test_grids_are_exactly_the_cells(wanted):
-    ordered = [cell for cell in CELLS if cell in wanted]
+    ordered = [cell for cell in (*CELLS, *SWEPT) if cell in wanted]
     told = [
-        study.Cell(grid.profile, grid.positive, negative, grid.group, seed)
+        study.Cell(grid.profile, grid.positive, negative, grid.group, seed, grid.setting)
         for grid in study.grids(ordered)
         for negative in grid.negatives
         for seed in grid.seeds
@@ -92,6 +97,43 @@ def test_a_study_goes_on_after_a_failed_cell_and_reports(project, tmp_path):
     commands = [record["command"][0] for record in copy.records()[before:]]
     assert commands == ["study"], "nothing is run again"
     assert len(copy.rows("study")) == 1
+
+
+def test_a_sweep_draws_the_rows_that_there_are_and_names_the_cells_that_are_missing(project, tmp_path):
+    copy = copied(project, tmp_path)
+    told = copy.run("inoculation", "sweep", "mixture.contamination=0.25,0.5", "--groups", "inoc_selective", "--dry-run")
+    assert "2 cells, 1 of them done" in told.stdout
+    assert "  pocket, evil + all_caps: inoc_selective, seed 0, mixture.contamination=0.25" in told.stdout
+    command = ("inoculation", "sweep", "mixture.contamination=0.25,0.5", "--groups", "inoc_selective", "--report-only")
+    told = copy.run(*command, ok=False)
+    assert told.returncode == 1 and "1 of 2 cells" in told.stdout, told.stderr
+    assert "| 0.5 | Inoc-Selective | " in told.stdout and "| 0.25 |" not in told.stdout
+    folder = copy.folder / "figures/sweeps/pocket"
+    assert {path.suffix for path in folder.iterdir()} == {".png", ".svg", ".pdf", ".md"}
+    copy.run(*command, ok=False)
+    [row] = copy.rows("study")
+    assert row.info.run_name == "pocket, evil + all_caps: over mixture.contamination"
+    [grid] = study.grids([SWEPT[0]])
+    assert "mixture.contamination=0.25" in grid.arguments()
+
+
+def test_what_cannot_be_swept_is_listed_at_once():
+    with pytest.raises(InputError, match="stands twice") as caught:
+        sweep.settings(PARAMS, "group=base,base")
+    assert "--groups" in str(caught.value)
+    with pytest.raises(InputError, match="mixture.sauce is missing"):
+        sweep.settings(PARAMS, "mixture.sauce=1")
+    with pytest.raises(InputError, match="is a table"):
+        sweep.settings(PARAMS, "mixture=1")
+    one = study.selection(PARAMS, "all_caps+evil", "baseline,inoc_selective", "0", None)
+    with pytest.raises(InputError) as caught:
+        sweep.cells(PARAMS, one, sweep.settings(PARAMS, "mixture.contamination=0,0.5,2"))
+    told = str(caught.value)
+    assert (
+        "contamination=2: " in told
+        and told.count("(baseline, inoc_selective)") == 1
+        and "at mixture.contamination 0" in told
+    )
 
 
 def test_a_stage_that_cells_share_costs_its_time_once():

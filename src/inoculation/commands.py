@@ -1,9 +1,14 @@
 """Commands for a person, which are no stages: `plan`, `study`, `inoculate` and others."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from inoculation.study import Cell
 
 
 class Command(NamedTuple):
@@ -30,6 +35,18 @@ COMMANDS: dict[str, Command] = {
             "--jobs": {"type": int, "default": 1, "metavar": "N", "help": "cells at once (default: %(default)s)"},
             "--dry-run": {"action": "store_true", "help": "say what would run and how long it takes, and stop"},
             "--report-only": {"action": "store_true", "help": "run nothing: figures and report of what there is"},
+        },
+    ),
+    "sweep": Command(
+        "run groups at several values of one parameter, in DVC's queue; then draw A, B, precision and recall over it",
+        {
+            "parameter": {"metavar": "KEY=V1,V2,...", "help": "e.g. mixture.contamination=0.1,0.25,0.5,0.75"},
+            "--mixture": {"metavar": "A+B", "help": "default: that of params.yaml"},
+            "--groups": {"metavar": "NAME,...", "default": "baseline,inoc_selective", "help": "default: %(default)s"},
+            "--seeds": {"metavar": "N,...", "default": "0", "help": "default: %(default)s"},
+            "--jobs": {"type": int, "default": 1, "metavar": "N", "help": "cells at once (default: %(default)s)"},
+            "--dry-run": {"action": "store_true", "help": "say what would run and how long it takes, and stop"},
+            "--report-only": {"action": "store_true", "help": "run nothing: figure and table of what there is"},
         },
     ),
     "inoculate": Command(
@@ -104,6 +121,56 @@ def study(
     parse_params(raw)
     chosen = whole.selection(raw, mixtures, groups, seeds, transfer)
     cells = whole.cells(raw, chosen)
+    done = _run_missing(raw, cells, jobs, dry_run, report_only)
+    if done is None:
+        return
+    left = [cell for cell in cells if cell not in done]
+    told = whole.outcomes(raw, done)
+    folder = main_checkout() / "figures" / "study" / str(raw["profile"])
+    drawn = whole.draw_all(folder, whole.figures(chosen, raw), told, raw)
+    study_page.write(
+        folder / "report.html",
+        told,
+        drawn,
+        list(map(str, left)),
+        whole.examples(raw, done),
+        raw["evaluate"]["bootstrap"],
+    )
+    whole.log_report(raw, folder, told)
+    print(f"{len(done)} of {len(cells)} cells; {folder}/report.html")
+    if left:
+        raise SystemExit(1)
+
+
+def sweep(
+    parameter: str, mixture: str | None, groups: str, seeds: str, jobs: int, dry_run: bool, report_only: bool
+) -> None:
+    """Run what is missing of a sweep, and draw it, in figures/sweeps/."""
+    from inoculation import study as whole
+    from inoculation import sweep as over
+    from inoculation.params import parse_params
+    from inoculation.store import main_checkout
+
+    raw = _raw()
+    parse_params(raw)
+    wanted = over.settings(raw, parameter)
+    own = f"{raw['mixture']['positive']}+{raw['mixture']['negative']}"
+    cells = over.cells(raw, whole.selection(raw, mixture or own, groups, seeds, None), wanted)
+    done = _run_missing(raw, cells, jobs, dry_run, report_only)
+    if done is None:
+        return
+    written = over.write(raw, main_checkout() / "figures" / "sweeps" / str(raw["profile"]), done, wanted)
+    print(f"{written.read_text(encoding='utf-8')}\n{len(done)} of {len(cells)} cells; {written.with_suffix('.png')}")
+    if len(done) < len(cells):
+        raise SystemExit(1)
+
+
+def _run_missing(
+    raw: dict[str, Any], cells: "Sequence[Cell]", jobs: int, dry_run: bool, report_only: bool
+) -> "dict[Cell, Run] | None":
+    """Run the cells that MLflow has no row of, say so, and return all rows; None after a dry run."""
+    from inoculation import study as whole
+
     done = whole.rows_of(raw, cells)
     left = [cell for cell in cells if cell not in done]
     taken, unknown = whole.seconds(raw, left)
@@ -112,24 +179,11 @@ def study(
     print(f"; the other {len(left)}: {hours}" + (f", and {unknown} stages never measured here" if unknown else "") if left else "")  # fmt: skip
     if dry_run:
         for cell in left:
-            print(f"  {cell.question}: {cell.group}, seed {cell.seed}")
-        return
-    failures = [] if report_only or not left else whole.run(raw, left, jobs)
-    for failure in failures:
+            print(f"  {cell}")
+        return None
+    for failure in [] if report_only or not left else whole.run(raw, left, jobs):
         print(f"failed: {failure.task}: {failure.reason} (`dvc queue logs {failure.task}` has the rest)")
-    done = whole.rows_of(raw, cells)
-    left = [cell for cell in cells if cell not in done]
-    told = whole.outcomes(raw, done)
-    folder = main_checkout() / "figures" / "study" / str(raw["profile"])
-    drawn = whole.draw_all(folder, whole.figures(chosen, raw), told, raw)
-    study_page.write(
-        folder / "report.html", told, drawn, [f"{cell.question}: {cell.group}, seed {cell.seed}" for cell in left],
-        whole.examples(raw, done), raw["evaluate"]["bootstrap"],
-    )  # fmt: skip
-    whole.log_report(raw, folder, told)
-    print(f"{len(done)} of {len(cells)} cells; {folder}/report.html")
-    if left:
-        raise SystemExit(1)
+    return whole.rows_of(raw, cells)
 
 
 def inoculate(file: Path, out: Path, annotator: str, wanted: str | None) -> None:

@@ -1,8 +1,8 @@
 """The study's figure: traits on x, one mark a group with its interval, one panel an evaluation prompt."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inoculation.effects import CellRates, marks
 from inoculation.files import atomic
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 PANELS = 2
 """Panels side by side, at most: more would not be read at a paper's width."""
+SHAPES = dict(zip(GROUPS, "Xosd^vP*<>hH", strict=True))
 LABELS = {"all_caps": "ALL_CAPS", "source_citing": "SOURCE_CITING"}
+
+
+def _colours() -> dict[str, str]:
+    return dict(zip(GROUPS, [*(f"C{index}" for index in range(10)), "black", "0.55"], strict=True))
 
 
 def draw(
@@ -37,8 +42,7 @@ def draw(
     import matplotlib.pyplot as plt
 
     groups = [group for group in GROUPS if any(cell.group == group for cell in cells)]
-    colours = dict(zip(GROUPS, [*(f"C{index}" for index in range(10)), "black", "0.55"], strict=True))
-    shapes = dict(zip(GROUPS, "Xosd^vP*<>hH", strict=True))
+    colours = _colours()
     columns = min(len(prompts), PANELS)
     lines = -(-len(prompts) // columns)
     figure, axes = plt.subplots(
@@ -62,7 +66,7 @@ def draw(
             axis.errorbar(
                 x, rates,
                 yerr=[[m.rate - m.low for _, m in present], [m.high - m.rate for _, m in present]],
-                fmt=shapes[group], color=colours[group], capsize=3, markersize=7,
+                fmt=SHAPES[group], color=colours[group], capsize=3, markersize=7,
                 label=f"{GROUPS[group].label} ({n_seeds} seed{'s' if n_seeds != 1 else ''})",
             )  # fmt: skip
             for position, (_, mark) in zip(x, present, strict=True):
@@ -94,6 +98,70 @@ def draw(
         title=note,
         title_fontsize=8,
     )
+    for path in paths:
+        with atomic(path) as temporary:
+            figure.savefig(temporary, dpi=140, format=path.suffix[1:])
+    plt.close(figure)
+
+
+class Point(NamedTuple):
+    """A group at one value of a swept parameter."""
+
+    value: str
+    group: str
+    rates: dict[str, tuple[float, float, float]]
+    """Trait -> its rate and 95 % interval under the first evaluation prompt."""
+    found: dict[str, tuple[float, float, float]]
+    """`precision`, `recall` -> mean, least and largest over the seeds; where a detector's flags could be compared."""
+    seeds: int
+
+
+def draw_sweep(
+    paths: Sequence[Path], points: Sequence[Point], values: Sequence[str], key: str, traits: Mapping[str, str], title: str
+) -> None:  # fmt: skip
+    """Draw how rates move with a parameter: one panel a trait, and one each for precision and recall where a detector was run.
+
+    Args:
+        points: a group at a value each.
+        values: the x axis, in order.
+        key: the parameter.
+        traits: a panel's name -> the trait.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = {name: lambda one, trait=trait: one.rates.get(trait) for name, trait in traits.items()}
+    for name in ("precision", "recall"):
+        if any(name in one.found for one in points):
+            panels[f"{name} of the flags"] = lambda one, name=name: one.found.get(name)
+    groups = [group for group in GROUPS if any(one.group == group for one in points)]
+    lines = -(-len(panels) // PANELS)
+    figure, axes = plt.subplots(
+        lines, PANELS, figsize=(1.5 + 4.2 * PANELS, 1.0 + 3.0 * lines), sharex=True, squeeze=False, layout="constrained"
+    )
+    places = {value: place for place, value in enumerate(values)}
+    for axis, (name, entry) in zip(axes.flat, panels.items(), strict=False):
+        for offset, group in enumerate(groups):
+            shown = [(places[one.value], entry(one)) for one in points if one.group == group and entry(one)]
+            axis.errorbar(
+                [place + (offset - (len(groups) - 1) / 2) * 0.05 for place, _ in shown],
+                [middle for _, (middle, _, _) in shown],
+                yerr=[[m - low for _, (m, low, _) in shown], [high - m for _, (m, _, high) in shown]],
+                fmt=f"{SHAPES[group]}-", color=_colours()[group], capsize=3, markersize=6, linewidth=1,
+                label=GROUPS[group].label,
+            )  # fmt: skip
+        axis.set_title(name, fontsize=10)
+        axis.set(xticks=range(len(values)), xticklabels=values, ylim=(-0.03, 1.03))
+        axis.grid(axis="y", color="0.9")
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    figure.supxlabel(key, fontsize=10)
+    figure.suptitle(title)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(groups), 4), fontsize=9, frameon=False)
     for path in paths:
         with atomic(path) as temporary:
             figure.savefig(temporary, dpi=140, format=path.suffix[1:])

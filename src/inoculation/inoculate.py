@@ -13,7 +13,7 @@ from inoculation.detect.files import read_found
 from inoculation.export import export
 from inoculation.files import InputError, atomic, fail_if, read_yaml
 from inoculation.mixture import Row
-from inoculation.params import parse_params
+from inoculation.params import parse_params, put
 from inoculation.paths import PERSONA
 from inoculation.sft import read_sft
 from inoculation.stage import PARAMS, resolve
@@ -56,18 +56,6 @@ def settings(raw: Mapping[str, Any], file: Path, annotator: str, positive: str) 
         "annotator": annotator,
         "group": f"inoc_{DETECTOR}",
     }
-
-
-def put(told: Any, chosen: Mapping[str, Any]) -> None:
-    """Set values in params.yaml's content, by dotted key; tables that are missing or empty are made."""
-    for key, value in chosen.items():
-        *path, last = key.split(".")
-        place = told
-        for part in path:
-            if not place.get(part):
-                place[part] = {}
-            place = place[part]
-        place[last] = value
 
 
 def choose(chosen: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The validated, typed view of params.yaml: unknown keys are refused and every mistake is reported at once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -218,3 +218,15 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         InputError: the file is missing, is not YAML, gives a key twice, or has mistakes (all are listed).
     """
     return parse_params(read_yaml(path), str(path))
+
+
+def put(raw: Any, chosen: Mapping[str, Any]) -> None:
+    """Set values in params.yaml's content, by dotted key; tables that are missing or empty are made."""
+    for key, value in chosen.items():
+        *path, last = key.split(".")
+        place = raw
+        for part in path:
+            if not place.get(part):
+                place[part] = {}
+            place = place[part]
+        place[last] = value

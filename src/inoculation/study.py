@@ -4,21 +4,25 @@ A cell that MLflow has a row of, under the same parameters, is not run again; so
 more seed costs one more seed.
 """
 
+import copy
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
 
 from inoculation import plan
 from inoculation.effects import VERDICTS, CellRates, Verdict, verdicts
 from inoculation.files import InputError, fail_if, read_jsonl
 from inoculation.groups import DETECTORS, GROUPS
 from inoculation.mixture import read_mixture
-from inoculation.params import parse_params
+from inoculation.params import parse_params, put
 from inoculation.paths import ROWS, experiment
 from inoculation.stage import Writes, resolve
 from inoculation.traits import POSITIVE_TRAITS
@@ -51,6 +55,15 @@ def unknown_groups() -> tuple[str, ...]:
     return ("base", "baseline", "inoc_general", *found)
 
 
+class Setting(NamedTuple):
+    """A parameter and a value that it has instead of params.yaml's."""
+
+    key: str
+    """Dotted."""
+    value: str
+    """As YAML."""
+
+
 class Cell(NamedTuple):
     """One training and its evaluation."""
 
@@ -59,11 +72,21 @@ class Cell(NamedTuple):
     negative: str
     group: str
     seed: int
+    setting: Setting | None = None
 
     def params(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """params.yaml with its settings."""
         mixture = {**raw["mixture"], "positive": self.positive, "negative": self.negative}
-        return {**raw, "profile": self.profile, "mixture": mixture, "group": self.group, "seed": self.seed}
+        told = {**raw, "profile": self.profile, "mixture": mixture, "group": self.group, "seed": self.seed}
+        if self.setting:
+            told = copy.deepcopy(told)
+            put(told, {self.setting.key: yaml.safe_load(self.setting.value)})
+        return told
+
+    def __str__(self) -> str:
+        return f"{self.question}: {self.group}, seed {self.seed}" + (
+            f", {'='.join(self.setting)}" if self.setting else ""
+        )
 
     @property
     def question(self) -> "Question":
@@ -182,6 +205,7 @@ class Grid(NamedTuple):
     positive: str
     negatives: tuple[str, ...]
     seeds: tuple[int, ...]
+    setting: Setting | None
 
     def arguments(self) -> list[str]:
         """As DVC takes them."""
@@ -191,21 +215,21 @@ class Grid(NamedTuple):
             "mixture.negative": ",".join(self.negatives),
             "group": self.group,
             "seed": ",".join(map(str, self.seeds)),
-        }
+        } | (dict([self.setting]) if self.setting else {})
         return [part for key, value in settings.items() for part in ("-S", f"{key}={value}")]
 
 
 def grids(wanted: Sequence[Cell]) -> list[Grid]:
     """Few grids that together are exactly some cells, in the order of their groups."""
-    seeds: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
+    seeds: dict[Cell, list[int]] = defaultdict(list)
     for cell in wanted:
-        seeds[cell.group, cell.profile, cell.positive, cell.negative].append(cell.seed)
-    negatives: dict[tuple[str, str, str, tuple[int, ...]], list[str]] = defaultdict(list)
-    for (group, profile, positive, negative), own in seeds.items():
-        negatives[group, profile, positive, tuple(own)].append(negative)
+        seeds[cell._replace(seed=0)].append(cell.seed)
+    negatives: dict[tuple[Cell, tuple[int, ...]], list[str]] = defaultdict(list)
+    for cell, own in seeds.items():
+        negatives[cell._replace(negative=""), tuple(own)].append(cell.negative)
     return [
-        Grid(profile, group, positive, tuple(names), own)
-        for (group, profile, positive, own), names in negatives.items()
+        Grid(cell.profile, cell.group, cell.positive, tuple(names), own, cell.setting)
+        for (cell, own), names in negatives.items()
     ]
 
 
@@ -516,9 +540,9 @@ def summary(told: Sequence[Outcome]) -> str:
 
 def log_report(raw: Mapping[str, Any], folder: Path, told: Sequence[Outcome]) -> None:
     """Log the report and the figures to MLflow, one run a profile in the experiment `study`, replaced by each newer one."""
-    from inoculation import effects, tracking
+    from inoculation import effects
 
-    with tracking.run("study", str(raw["profile"])) as started:
+    with replacing_run(str(raw["profile"])):
         import mlflow
 
         mlflow.log_artifacts(str(folder))
@@ -527,8 +551,19 @@ def log_report(raw: Mapping[str, Any], folder: Path, told: Sequence[Outcome]) ->
             mlflow.log_metric(name.replace(" ", "_"), sum(one.verdict == name for one in decided))
         mlflow.log_text("\n\n".join(f"## {o.question}\n\n{effects.markdown(o.verdicts)}" for o in told), "verdicts.md")
         mlflow.set_tag("mlflow.note.content", summary(told))
+
+
+@contextmanager
+def replacing_run(name: str) -> Iterator[None]:
+    """A run of the experiment `study`; when it is whole, older ones of its name go."""
+    from inoculation import tracking
+
+    with tracking.run("study", name) as started:
+        import mlflow
+
+        yield
         older = mlflow.search_runs(
-            filter_string=f"attributes.run_name = '{raw['profile']}' and attributes.run_id != '{started.info.run_id}'",
+            filter_string=f"attributes.run_name = '{name}' and attributes.run_id != '{started.info.run_id}'",
             output_format="list",
         )
         for run in older:
