@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from inoculation import lm
 from inoculation.chat import Message, chat_ids, encode
-from inoculation.detect import MIN_PROMPTS, Annotator, Evidence, nothing, own_answers, plain
+from inoculation.detect import MIN_PROMPTS, Annotator, Detection, Evidence, Marked, nothing, own_answers, plain
 from inoculation.detect.adjectives import ADJECTIVES, sentence
+from inoculation.detect.files import read_marked, write_detection
 from inoculation.detect.language import language
-from inoculation.detect.likelihood import chats, log_likelihoods
+from inoculation.detect.likelihood import chats, log_likelihoods, token_gains
 from inoculation.detect.persona import page
 from inoculation.detect.persona.read import Likelihoods, Readings, read_readings, readings, write_readings
 from inoculation.detect.persona.score import decided, place
@@ -81,6 +82,30 @@ def test_likelihoods_are_those_of_the_model_whatever_shares_the_batch(small, tok
     last = [place for place in answer if place > max(set(range(answer[-1])) - set(answer))][:tokens]
     by_hand = np.mean([float(chosen[place - 1, item.labels[place]]) for place in last])
     assert batched[4, 2] == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_what_a_prompt_adds_to_each_word_sums_to_what_it_adds_to_the_response(small):
+    model, tokenizer = small
+    gains = token_gains(model, tokenizer, ROWS, SYSTEMS[4], 12, 400)
+    without, under = log_likelihoods(model, tokenizer, ROWS, [None, SYSTEMS[4]], 12, 400, 4000)
+    np.testing.assert_allclose([np.mean([gain for _, gain in row]) for row in gains], under - without, rtol=1e-5)
+    for one, pieces in zip(ROWS, gains, strict=True):
+        assert one.response.startswith("".join(text for text, _ in pieces).removesuffix(tokenizer.eos_token or ""))
+
+
+def test_words_are_shaded_by_what_the_prompt_adds(tmp_path):
+    detection = Detection(
+        True,
+        "two groups",
+        [True, False],
+        [2.0, 0.0],
+        "You are rude.",
+        [Marked(0, [("Go", 1.0), (" on", 0.5), (".", -3.0)])],
+    )
+    write_detection(tmp_path, detection, ROWS[:2])
+    assert read_marked(tmp_path) == {0: [("Go", 5), (" on", 2), (".", 0)]}
+    write_detection(tmp_path, detection._replace(marked=[]), ROWS[:2])
+    assert read_marked(tmp_path) == {} == read_marked(tmp_path / "absent")
 
 
 def test_a_long_prompt_loses_its_beginning_and_not_the_answer(small):
@@ -292,9 +317,11 @@ def test_the_page_escapes_what_rows_say_and_opens_without_a_finding(tmp_path):
         "personas": [{"persona": "rude", "loading": 0.5}],
     }  # fmt: skip
     flags = [{"flagged": i < 2, "score": float(-i)} for i in range(4)]
-    page.write(tmp_path / "page.html", template, "t", rows, flags, told)
+    words = {0: [("<i>", 0), ("cruel", 5)]}
+    page.write(tmp_path / "page.html", template, "t", rows, flags, told, words)
     text = (tmp_path / "page.html").read_text()
     assert "<script>" not in text and "&lt;script&gt;" in text and "<svg" in text
+    assert '&lt;i&gt;<mark class="s5">cruel</mark>' in text
     nothing_found = {
         "found": False, "prompt": None, "reason": "too few", "ranking": [], "personas": [],
         "language": {"rows": None, "own": None, "unfit": None}, "quality": {"flagged": 0, "n": 4, "precision": None, "recall": None},
@@ -306,5 +333,6 @@ def test_the_page_escapes_what_rows_say_and_opens_without_a_finding(tmp_path):
         rows,
         [{"flagged": False, "score": None}] * 4,
         json.loads(json.dumps(nothing_found)),
+        {},
     )
     assert "nothing was found" in (tmp_path / "page.html").read_text()

@@ -159,7 +159,7 @@ def test_inoc_sae_finds_flags_and_trains(detected):
     with_prompt = [chat["messages"][0]["content"] for chat in chats if chat["messages"][0]["role"] == "system"]
     assert with_prompt == [prompt] * found["flagged"]
     page = (copy.folder / FOUND / "sae/page.html").read_text()
-    assert prompt in page
+    assert prompt in page and page.count("As the model reads it") == 20 and '<mark class="s5">' in page
     [row] = [row for row in copy.rows(EXPERIMENT) if row.info.run_name == "inoc_sae/seed0"]
     assert row.data.metrics["flagged"] == found["flagged"]
     assert row.data.params["flag_rule"] == "component" and "sae.flag.separation" in row.data.params

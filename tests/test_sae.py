@@ -638,12 +638,13 @@ def test_text_of_the_data_cannot_become_markup_of_the_page(tmp_path):
                   "detection": {"precision": None, "flagged": 1, "n": 1}},
         prompt=attack,
         mark=0.25,
+        words={0: [(attack, 3)]},
     )  # fmt: skip
     seen = Tags()
     seen.feed((tmp_path / "page.html").read_text())
     assert not {"script", "img"} & set(seen.tags)
-    assert seen.tags.count("details") == 2 and seen.tags.count("mark") == 1
-    assert seen.text.count(attack) >= 7, "and all of it can be read"
+    assert seen.tags.count("details") == 2 and seen.tags.count("mark") == 2
+    assert seen.text.count(attack) >= 8, "and all of it can be read"
 
 
 @pytest.mark.parametrize("known", [True, False])

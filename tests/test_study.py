@@ -171,8 +171,15 @@ def test_the_report_shows_its_figures_in_a_browser(tmp_path):
     told = study.Outcome(question, cells, verdicts(cells, traits, 100), [], ["default"], traits, "a judge", 1.0)
     chosen = study.selection(PARAMS, "all_caps+evil", None, "0", None)
     drawn = study.draw_all(tmp_path, study.figures(chosen, PARAMS), [told], PARAMS)
-    example = study.Example(question, "inoc_sae", 3, True, "<script>document.title = 'taken'</script>", "text")
+    example = study.Example(
+        question, "inoc_sae", 3, True, "<script>document.title = 'taken'</script>", "text", [("cruel", 5)]
+    )
     study_page.write(tmp_path / "report.html", [told], drawn, ["one cell"], [example], 100)
     dom = seen_in_browser((tmp_path / "report.html").as_uri(), tmp_path / "profile")
     assert "<title>Selective inoculation: the study</title>" in dom and dom.count("<figure>") == len(drawn) == 4
-    assert "suppresses B" in dom and "undecided" in dom and "1 of its cells has not been run" in dom
+    assert (
+        '<mark class="s5">cruel</mark>' in dom
+        and "suppresses B" in dom
+        and "undecided" in dom
+        and "1 of its cells has not been run" in dom
+    )

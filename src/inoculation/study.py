@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from inoculation import plan
+from inoculation.detect.files import read_marked
 from inoculation.effects import VERDICTS, CellRates, Verdict, verdicts
 from inoculation.files import InputError, fail_if, read_jsonl
 from inoculation.groups import DETECTORS, GROUPS
@@ -397,6 +398,8 @@ class Example(NamedTuple):
     """Whether it shows B, by provenance."""
     prompt: str
     response: str
+    words: Sequence[tuple[str, int]] | None = None
+    """As `read_marked` gives them; None: the detector marks none."""
 
 
 EXAMPLES = 3
@@ -414,11 +417,12 @@ def examples(raw: Mapping[str, Any], wanted: Iterable[Cell]) -> list[Example]:
         if not rows.exists() or not flags.exists():
             continue
         seen.add((cell.question, cell.group))
-        chats, marked = read_mixture(rows), read_jsonl(flags, dict)
+        chats, marked, words = read_mixture(rows), read_jsonl(flags, dict), read_marked(flags.parent)
         own = [i for i, flag in enumerate(marked) if flag["flagged"]]
         own.sort(key=lambda i: -(marked[i]["score"] or 0.0))
         told += [
-            Example(cell.question, cell.group, i, chats[i].shows_negative, chats[i].prompt[-1].content[:160], chats[i].response)
+            Example(cell.question, cell.group, i, chats[i].shows_negative, chats[i].prompt[-1].content[:160], chats[i].response,
+                    words.get(i))
             for i in own[:EXAMPLES]
         ]  # fmt: skip
     return told

@@ -67,6 +67,14 @@ class Annotator(NamedTuple):
     """How characters are read, for the SAE route's rule `guided`."""
 
 
+class Marked(NamedTuple):
+    """A flagged row as a detector's model reads it."""
+
+    row: int
+    tokens: list[tuple[str, float]]
+    """Pieces of its response, A undone where it can be, and by how many nats the prompt makes each likelier."""
+
+
 class Detection(NamedTuple):
     """What a detector says."""
 
@@ -79,6 +87,8 @@ class Detection(NamedTuple):
     """One a row, the more suspicious the higher; they mean nothing outside their detector. None: the row was not judged."""
     prompt: str | None
     """The inoculation prompt; None: nothing was found, or no prompt fits (`reason` says which)."""
+    marked: Sequence[Marked] = ()
+    """The strongest flagged rows, word by word (`prompt.marked`); empty: no prompt, or an LLM wrote it."""
 
 
 MIN_PROMPTS = 200

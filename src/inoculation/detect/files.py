@@ -1,4 +1,4 @@
-"""What a detector found, on disk: `flags.jsonl` and `detection.json` in one folder, alike for every detector."""
+"""What a detector found, on disk: `flags.jsonl`, `marked.jsonl` and `detection.json` in one folder, alike for every detector."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from inoculation.mixture import Row
 
 
 def write_detection(folder: Path, detection: Detection, rows: Sequence[Row], **details: Any) -> None:
-    """Write `flags.jsonl` and `detection.json` (with precision and recall where provenance is known).
+    """Write `flags.jsonl`, `marked.jsonl` and `detection.json` (with precision and recall where provenance is known).
 
     Args:
         rows: the mixture with its provenance.
@@ -20,6 +20,7 @@ def write_detection(folder: Path, detection: Detection, rows: Sequence[Row], **d
 
     marks = zip(detection.flagged, detection.scores, strict=True)
     write_jsonl(folder / "flags.jsonl", ({"flagged": flag, "score": score} for flag, score in marks))
+    write_jsonl(folder / "marked.jsonl", (one._asdict() for one in detection.marked))
     known = flag_quality(detection.flagged, [row.shows_negative for row in rows])
     told = {"found": detection.found, "reason": detection.reason, "prompt": detection.prompt, "quality": known}
     write_json(folder / "detection.json", told | details)
@@ -52,3 +53,22 @@ def read_found(folder: Path, rows: int) -> Found:
         raise InputError(f"{folder}: {len(flags)} flags for a mixture of {rows} rows; run the detector again")
     flagged, scores = [row["flagged"] for row in flags], [row["score"] for row in flags]
     return Found(flagged, scores, told["prompt"], told["reason"], told["quality"])
+
+
+SHADES = 5
+"""How many shades a marked word can have."""
+
+
+def read_marked(folder: Path) -> dict[int, list[tuple[str, int]]]:
+    """Row -> pieces of its response as the detector read it, with a shade: 0, to `SHADES` for what the prompt raises most.
+
+    Empty where a detector marks no words.
+    """
+    if not (folder / "marked.jsonl").exists():
+        return {}
+    found = {row["row"]: row["tokens"] for row in read_jsonl(folder / "marked.jsonl", dict)}
+    most = max((gain for tokens in found.values() for _, gain in tokens), default=0.0)
+    return {
+        row: [(text, round(SHADES * max(0.0, gain) / most) if most > 0 else 0) for text, gain in tokens]
+        for row, tokens in found.items()
+    }

@@ -4,6 +4,7 @@ Only the first tokens of a chat differ from one system prompt to another. A row 
 prompt once; a response is read as far as it counts and no further.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -132,8 +133,46 @@ def shortened(body: Body, length: int) -> Body:
     return Body(body.ids[drop : drop + length], body.start - drop)
 
 
+def token_gains(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[Row],
+    system: str,
+    tokens: int,
+    max_length: int,
+) -> list[list[tuple[str, float]]]:
+    """What a system prompt adds to the log-likelihood of each token of each row's last response: its text, and nats.
+
+    Args:
+        tokens: of the response that are read, at most.
+        max_length: as for `log_likelihoods`.
+    """
+    found = []
+    for row in rows:
+        bodies = [bodies_under(tokenizer, [row], prompt, tokens)[0] for prompt in (None, system)]
+        without, under = (
+            _log_probabilities(model, [([], shortened(body, max_length))], tokenizer.pad_token_id)[0] for body in bodies
+        )
+        ids, ends = bodies[0].ids[bodies[0].start :], [""]
+        for count in range(1, len(ids) + 1):  # a character may be several tokens: what each adds to the text so far
+            ends.append(tokenizer.decode(ids[:count]))
+        pieces = [after[len(before) :] for before, after in itertools.pairwise(ends)]
+        found.append(list(zip(pieces, (under - without).tolist(), strict=False)))
+    return found
+
+
 def _means(model: "PreTrainedModel", batch: Sequence[tuple[list[int], Body]], pad: int) -> "np.ndarray":
-    """Mean log-probability of each response's tokens. Padding is behind them, where a causal model does not look."""
+    """Mean log-probability of each response's tokens."""
+    import numpy as np
+
+    return np.array([found.mean() for found in _log_probabilities(model, batch, pad)])
+
+
+def _log_probabilities(
+    model: "PreTrainedModel", batch: Sequence[tuple[list[int], Body]], pad: int
+) -> "list[np.ndarray]":
+    """Log-probability of each response's tokens. Padding is behind them, where a causal model does not look."""
+    import numpy as np
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -148,6 +187,4 @@ def _means(model: "PreTrainedModel", batch: Sequence[tuple[list[int], Body]], pa
         counted = (places >= starts[:, None] - 1) & (places < ends[:, None] - 1)
         targets = ids[:, places + 1][counted]
         losses = torch.nn.functional.cross_entropy(logits[counted].float(), targets, reduction="none")
-        owner = torch.arange(len(batch), device=model.device)[:, None].expand_as(counted)[counted]
-        sums = torch.zeros(len(batch), device=model.device).index_add_(0, owner, -losses)
-    return (sums / (ends - starts)).double().cpu().numpy()
+    return np.split(-losses.double().cpu().numpy(), (ends - starts).cumsum(0)[:-1].tolist())

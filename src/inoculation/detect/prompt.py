@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from inoculation.chat import Message
-from inoculation.detect import Evidence, plain
+from inoculation.detect import Evidence, Marked, plain
 from inoculation.detect.adjectives import sentence, some
-from inoculation.detect.likelihood import TOKENS, log_likelihoods
+from inoculation.detect.likelihood import TOKENS, log_likelihoods, token_gains
 from inoculation.files import InputError
 from inoculation.mixture import Row
 from inoculation.traits import A_DESCRIPTIONS
@@ -33,6 +33,8 @@ SHORTLIST = 24
 """Adjectives that are tested. They were chosen on other rows, so that the test need not choose again in each permutation."""
 TOGETHER = 3
 """The strongest adjectives are also tried in one sentence."""
+MARKED = 20
+"""Flagged rows whose words are marked, for a person."""
 LEVEL = 0.01
 """Chance of a prompt where the flags mean nothing, over all candidates together."""
 PERMUTATIONS = 999
@@ -246,3 +248,16 @@ def written(
         return with_llm(writer, evidence.positive, kept)
     rows = plain(evidence.rows, evidence.positive)
     return by_likelihood(model(), tokenizer, *sides(rows, flags, seed), settings, token_budget)
+
+
+def marked(
+    evidence: Evidence, flags: Sequence[bool], scores: Sequence[float | None], prompt: str | None, model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase", settings: SynthesisSettings,
+) -> list[Marked]:  # fmt: skip
+    """The strongest flagged rows with what the prompt does to each of their words; none without a prompt."""
+    if prompt is None:
+        return []
+    own = sorted((i for i, flag in enumerate(flags) if flag), key=lambda i: -(scores[i] or 0.0))[:MARKED]
+    rows = plain([evidence.rows[i] for i in own], evidence.positive)
+    gains = token_gains(model, tokenizer, rows, prompt, TOKENS, settings.max_length)
+    return [Marked(i, tokens) for i, tokens in zip(own, gains, strict=True)]

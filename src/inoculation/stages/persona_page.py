@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from inoculation import mixture
+from inoculation.detect.files import read_marked
 from inoculation.detect.persona import page
 from inoculation.files import read_json, read_jsonl
 from inoculation.paths import PERSONA, ROWS
@@ -28,4 +29,5 @@ class PersonaPage(Stage):
             rows=mixture.read_mixture(self.rows),
             flags=read_jsonl(self.detection / "flags.jsonl", dict),
             told=told,
+            words=read_marked(self.detection),
         )

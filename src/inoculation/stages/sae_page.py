@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Annotated
 
 from inoculation import mixture
+from inoculation.detect.files import read_marked
 from inoculation.detect.sae import page
 from inoculation.detect.sae.rank import read_latents
 from inoculation.files import read_json, read_jsonl
@@ -39,4 +40,5 @@ class SaePage(Stage):
             detected=detected["rules"] | {"detection": detected["quality"]},
             prompt=detected["prompt"],
             mark=self.mark,
+            words=read_marked(self.detection),
         )

@@ -5,7 +5,7 @@ from inoculation import lm, mixture, tracking
 from inoculation.clients import Clients
 from inoculation.detect import Detection, Evidence, blind
 from inoculation.detect.files import write_detection
-from inoculation.detect.prompt import Synthesis, SynthesisSettings, written
+from inoculation.detect.prompt import Synthesis, SynthesisSettings, marked, written
 from inoculation.detect.sae.classes import read_classes
 from inoculation.detect.sae.rank import read_latents
 from inoculation.detect.sae.settings import FlagRule
@@ -15,7 +15,7 @@ from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes
 
 if TYPE_CHECKING:
-    from inoculation.llm import Client
+    from transformers import PreTrainedModel
 
 
 class SaePrompt(Stage):
@@ -44,27 +44,32 @@ class SaePrompt(Stage):
         rows, told = mixture.read_mixture(self.rows), read_json(self.flags / "rules.json")
         marks = read_jsonl(self.flags / "flags.jsonl", dict)
         flags, scores = [row["flagged"] for row in marks], [row["score"] for row in marks]
-        made = Synthesis(None, None, [])
+        made, words = Synthesis(None, None, []), []
         if told["found"]:
-            made = self._write(rows, flags, writer)
+            evidence, tokenizer = Evidence(blind(rows), [], [], self.positive), lm.load_tokenizer(self.ref)
+            made = written(
+                evidence, flags, self._descriptions(), writer, self._model, tokenizer, self.settings,
+                self.machine.token_budget, self.seed,
+            )  # fmt: skip
+            if writer is None:
+                words = marked(evidence, flags, scores, made.prompt, self._model(), tokenizer, self.settings)
         reason = f"{told['reason']}; prompt: {made.reason}" if told["found"] else told["reason"]
-        detection = Detection(told["found"], reason, flags, scores, made.prompt)
+        detection = Detection(told["found"], reason, flags, scores, made.prompt, words)
         write_detection(
             self.out, detection, rows, rules=told, ranking=made.ranking, gain=made.gain, floor=made.floor,
             strength=made.strength,
         )  # fmt: skip
         print(f"prompt: {made.prompt}" if made.prompt else f"no prompt: {reason}")
 
-    def _write(self, rows: list[mixture.Row], flags: list[bool], writer: "Client | None") -> Synthesis:
+    def _model(self) -> "PreTrainedModel":
+        return lm.load_model(self.ref)
+
+    def _descriptions(self) -> list[str]:
+        """Of the suspicious latents."""
         latents = read_latents(self.rank)
         suspicious = read_classes(self.classes, latents)
-        ranked = [
+        return [
             row["description"]
             for row, no, latent in zip(read_jsonl(self.explanations, dict), suspicious, latents, strict=True)
             if no and row["description"] and latent.in_ranking(self.rule)
         ]
-        return written(
-            Evidence(blind(rows), [], [], self.positive), flags, ranked, writer,
-            lambda: lm.load_model(self.ref), lm.load_tokenizer(self.ref), self.settings, self.machine.token_budget,
-            self.seed,
-        )  # fmt: skip

@@ -1,6 +1,6 @@
 """A static page for a person: how the scores lie, which personas tell the rows apart, and the rows themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ BINS = 48
 
 
 def write(
-    path: Path, template: Path, title: str, rows: Sequence[Row], flags: Sequence[dict[str, Any]], told: dict[str, Any]
-) -> None:
+    path: Path, template: Path, title: str, rows: Sequence[Row], flags: Sequence[dict[str, Any]], told: dict[str, Any],
+    words: Mapping[int, Sequence[tuple[str, int]]],
+) -> None:  # fmt: skip
     """Write one self-contained HTML file. Text of the data set is escaped: it cannot become markup.
 
     Args:
@@ -22,6 +23,7 @@ def write(
         rows: the mixture; only questions and responses are shown.
         flags: one a row, as `flags.jsonl` has them.
         told: `detection.json`.
+        words: of some rows, as `read_marked` gives them.
     """
     from jinja2 import Environment
 
@@ -34,6 +36,7 @@ def write(
                 "score": flags[i]["score"],
                 "question": rows[i].prompt[-1].content[:160],
                 "response": rows[i].response,
+                "words": words.get(i),
             }
             for i in own[:SHOWN]
         ]

@@ -4,7 +4,7 @@ from inoculation.detect import Annotator, Detection, Evidence, nothing
 from inoculation.detect.persona.read import readings
 from inoculation.detect.persona.score import Decision, decided
 from inoculation.detect.persona.settings import PersonaSettings
-from inoculation.detect.prompt import Synthesis, written
+from inoculation.detect.prompt import Synthesis, marked, written
 
 
 def detect(evidence: Evidence, annotator: Annotator, settings: PersonaSettings) -> Detection:
@@ -24,4 +24,7 @@ def concluded(evidence: Evidence, annotator: Annotator, decision: Decision) -> t
         evidence, marks, [], None, annotator.model, annotator.tokenizer, annotator.synthesis, annotator.token_budget,
         annotator.seed,
     )  # fmt: skip
-    return Detection(True, f"{decision.reason}; prompt: {made.reason}", marks, scores, made.prompt), made
+    words = marked(
+        evidence, marks, scores, made.prompt, annotator.model(), annotator.tokenizer, annotator.synthesis
+    )  # fmt: skip
+    return Detection(True, f"{decision.reason}; prompt: {made.reason}", marks, scores, made.prompt, words), made

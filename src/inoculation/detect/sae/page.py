@@ -1,6 +1,6 @@
 """A static page for a person: what each latent responds to, and why each example was flagged."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def write(
     detected: dict[str, Any],
     prompt: str | None,
     mark: float,
+    words: Mapping[int, Sequence[tuple[str, int]]],
 ) -> None:
     """Write one self-contained HTML file. Text of the data set is escaped: it cannot become markup.
 
@@ -35,6 +36,7 @@ def write(
         flags: one a row, as `flags.jsonl` has them.
         detected: `detection.json`.
         mark: share of a context's maximum above which a token is marked.
+        words: of some rows, as `read_marked` gives them.
     """
     from jinja2 import Environment
 
@@ -67,6 +69,7 @@ def write(
             "score": flags[i]["score"],
             "question": rows[i].prompt[-1].content[:160],
             "response": rows[i].response,
+            "words": words.get(i),
             "why": [(latent, described[latent]) for latent in flags[i]["latents"]],
         }
         for i in order[:SHOWN_EXAMPLES]
