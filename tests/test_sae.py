@@ -37,6 +37,7 @@ from inoculation.detect.sae.features import (
     varying,
     write_features,
 )  # fmt: skip
+from inoculation.detect.words import token_texts
 from inoculation.files import InputError
 from inoculation.lm import residuals, token_batches
 from inoculation.mixture import Row
@@ -374,6 +375,24 @@ def test_a_group_that_the_control_has_too_is_not_flagged():
     assert not none.flagged.any() and none.reason.startswith("4 suspicious latents, at least 5 are needed")
 
 
+def test_groups_are_sharpened_by_what_else_differs_between_them():
+    """Two kinds in sixty latents, of which the rule reads six, noisily; where it found nothing, nothing is sharpened."""
+    rng = np.random.default_rng(0)
+    carries = np.arange(1000) < 400
+    residual = rng.normal(0, 1, (1000, 200)) + carries[:, None] * np.where(np.arange(200) < 60, 1.0, 0.0)
+    residual[:, :6] += rng.normal(0, 0.9, (1000, 6)) + 0.9 * carries[:, None]
+    weights = np.ones(6)
+    noisy = flag.component(residual[:, :6], residual[~carries][:, :6], weights, [True] * 6, 2.0, 0.25)
+    sharp = flag.sharpened(noisy, residual)
+    wrong, left = (noisy.flagged != carries).sum(), (sharp.flagged != carries).sum()
+    assert noisy.found and wrong >= 20 and left <= wrong / 4, (wrong, left)
+    assert sharp.reason == noisy.reason and sharp.threshold == sharp.score[sharp.flagged].min()
+    nothing = flag.none(1000, "one group only")
+    assert flag.sharpened(nothing, residual) is nothing
+    few = noisy._replace(flagged=np.arange(1000) < 15)
+    assert flag.sharpened(few, residual) is few, "fifteen rows are too few for a discriminant"
+
+
 def test_the_studys_rule_by_hand():
     difference = np.array([[5, 4, 3, 2, 1], [1, 2, 3, 4, 5], [5, 1, 4, 2, 3]], float)
     flags = flag.study(difference, [True, True, False, False, False], top=3, hits=2)
@@ -425,7 +444,7 @@ def test_the_strongest_contexts_are_the_strongest(exact):
 @given(st.text(st.characters(codec="utf-8"), max_size=30))
 def test_tokens_that_are_parts_of_a_character_are_shown_as_that_character(loaded, text):
     ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
-    texts = explain.token_texts(loaded.tokenizer, ids)
+    texts = token_texts(loaded.tokenizer, ids)
     assert len(texts) == len(ids) and "".join(texts) == loaded.tokenizer.decode(ids)
 
 

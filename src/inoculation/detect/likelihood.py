@@ -4,11 +4,11 @@ Only the first tokens of a chat differ from one system prompt to another. A row 
 prompt once; a response is read as far as it counts and no further.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from inoculation.chat import IGNORED, encode
+from inoculation.detect.words import token_texts
 from inoculation.lm import token_batches
 from inoculation.mixture import Row
 
@@ -153,11 +153,8 @@ def token_gains(
         without, under = (
             _log_probabilities(model, [([], shortened(body, max_length))], tokenizer.pad_token_id)[0] for body in bodies
         )
-        ids, ends = bodies[0].ids[bodies[0].start :], [""]
-        for count in range(1, len(ids) + 1):  # a character may be several tokens: what each adds to the text so far
-            ends.append(tokenizer.decode(ids[:count]))
-        pieces = [after[len(before) :] for before, after in itertools.pairwise(ends)]
-        found.append(list(zip(pieces, (under - without).tolist(), strict=False)))
+        texts = token_texts(tokenizer, bodies[0].ids[bodies[0].start :])
+        found.append(list(zip(texts, (under - without).tolist(), strict=False)))
     return found
 
 

@@ -1,8 +1,17 @@
-"""Whether scores are of one kind or of two: the question behind "found" in every detector without an LLM."""
+"""Whether scores are of one kind or of two, the question behind "found" in every detector without an LLM; and which rows are of
+which kind."""
 
 from typing import NamedTuple
 
 import numpy as np
+
+DIMENSIONS = 32
+"""Principal components of the states that are regressed on, at most; a quarter of the rows where these are few. On half of
+the real mixture (docs/real.md) 16 to 32 found 10 % evil more surely than 64 or 128, and left clean rows closer to one group."""
+FOLDS, REPEATS = 5, 5
+"""Of the cross-fitting: each row's score is the mean of `REPEATS` regressions on the other folds' rows."""
+LEAST = 20
+"""Rows that a group must have. Clean sets of 250 rows held groups of 12 and 17 that were far apart (D 5.8, 4.8), none of 20."""
 
 
 class Groups(NamedTuple):
@@ -51,3 +60,35 @@ def verdict(groups: Groups, shared: float, separation: float, control_share: flo
     if share > 0.5:
         reason += "; WARNING: these are more than half of the examples, look at both groups before you trust this"
     return True, reason
+
+
+def told_apart(states: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """By how much each row looks more like the upper group than like the lower one, `[rows]`, by discriminants without it.
+
+    Args:
+        upper: `[rows]` booleans, with mistakes.
+
+    Returns:
+        All 0 where one of the groups has fewer than `LEAST` rows.
+    """
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.model_selection import StratifiedKFold
+
+    values = np.zeros(len(states))
+    if min(upper.sum(), (~upper).sum()) < LEAST:
+        return values
+    reduced = reduce(states, len(states) // 4)
+    for repeat in range(REPEATS):
+        for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=repeat).split(reduced, upper):
+            fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(reduced[train], upper[train])
+            values[test] += fitted.decision_function(reduced[test]) / REPEATS
+    return values
+
+
+def reduce(states: np.ndarray, size: int) -> np.ndarray:
+    """Principal components of standardised states, `[rows, size]`: found once, on all rows, for they need no target."""
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    size = min(DIMENSIONS, max(2, size), *states.shape)
+    return PCA(size, random_state=0).fit_transform(StandardScaler().fit_transform(states))

@@ -19,15 +19,7 @@ import numpy as np
 
 from inoculation.detect.persona.read import Likelihoods, component
 from inoculation.detect.persona.settings import PersonaSettings
-from inoculation.detect.two_groups import Groups, two_groups, verdict
-
-DIMENSIONS = 32
-"""Principal components of the states that are regressed on, at most; a quarter of the rows where these are few. On half of
-the real mixture (docs/real.md) 16 to 32 found 10 % evil more surely than 64 or 128, and left clean rows closer to one group."""
-FOLDS, REPEATS = 5, 5
-"""Of the cross-fitting: each row's score is the mean of `REPEATS` regressions on the other folds' rows."""
-LEAST = 20
-"""Rows that a group must have. Clean sets of 250 rows held groups of 12 and 17 that were far apart (D 5.8, 4.8), none of 20."""
+from inoculation.detect.two_groups import FOLDS, REPEATS, Groups, reduce, told_apart, two_groups, verdict
 
 
 class Decision(NamedTuple):
@@ -91,15 +83,6 @@ def place(groups: Groups, read: np.ndarray, raw: np.ndarray, own: np.ndarray) ->
     return float((own.mean() - low) / (high - low)) if high != low else 1.0
 
 
-def reduce(states: np.ndarray, size: int) -> np.ndarray:
-    """Principal components of standardised states, `[rows, size]`: found once, on all rows, for they need no target."""
-    from sklearn.decomposition import PCA
-    from sklearn.preprocessing import StandardScaler
-
-    size = min(DIMENSIONS, max(2, size), *states.shape)
-    return PCA(size, random_state=0).fit_transform(StandardScaler().fit_transform(states))
-
-
 def off_topic(score: np.ndarray, own_states: np.ndarray) -> tuple[np.ndarray, float]:
     """The score without what the model's own answer to a row's prompt tells of it, and the correlation with that."""
     told = cross_fitted(own_states, np.arange(len(score)), score)
@@ -107,29 +90,6 @@ def off_topic(score: np.ndarray, own_states: np.ndarray) -> tuple[np.ndarray, fl
         return score, 0.0
     slope = float(np.clip(np.cov(told, score)[0, 1] / told.var(ddof=1), 0, 1))
     return score - slope * (told - told.mean()), float(np.corrcoef(told, score)[0, 1])
-
-
-def told_apart(states: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """By how much each row looks more like the upper group than like the lower one, `[rows]`, by discriminants without it.
-
-    Args:
-        upper: `[rows]` booleans, with mistakes.
-
-    Returns:
-        All 0 where one of the groups has fewer than `LEAST` rows.
-    """
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-    from sklearn.model_selection import StratifiedKFold
-
-    values = np.zeros(len(states))
-    if min(upper.sum(), (~upper).sum()) < LEAST:
-        return values
-    reduced = reduce(states, len(states) // 4)
-    for repeat in range(REPEATS):
-        for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=repeat).split(reduced, upper):
-            fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(reduced[train], upper[train])
-            values[test] += fitted.decision_function(reduced[test]) / REPEATS
-    return values
 
 
 def cross_fitted(states: np.ndarray, known: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ strongest contexts (an .h5 file), those are read instead of computing them.
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +15,7 @@ from inoculation.detect.sae.corpora import Corpus
 from inoculation.detect.sae.encoder import LoadedSae, decoder_for
 from inoculation.detect.sae.features import tokenise
 from inoculation.detect.sae.settings import ExplainSettings
+from inoculation.detect.words import token_texts
 from inoculation.files import InputError, write_jsonl
 from inoculation.lm import residuals, token_batches
 from inoculation.mixture import Row
@@ -110,16 +110,6 @@ def _context(
     peak = max(range(len(values)), key=values.__getitem__)
     window = slice(max(0, peak - WINDOW), peak + WINDOW + 1)
     return Context(source, token_texts(tokenizer, ids[window]), [round(v, 4) for v in values[window]], example)
-
-
-def token_texts(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
-    """The text of each token; of tokens that are parts of a character, the first has its text and the others have none."""
-    alone = [tokenizer.decode([token]) for token in ids]
-    texts: list[str] = []
-    for broken, run in groupby(zip(ids, alone, strict=True), key=lambda pair: "\ufffd" in pair[1]):
-        tokens, own = zip(*run, strict=True)
-        texts += [tokenizer.decode(list(tokens)), *[""] * (len(tokens) - 1)] if broken else own
-    return texts
 
 
 def read_published(

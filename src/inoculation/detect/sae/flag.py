@@ -7,7 +7,7 @@ import numpy as np
 
 from inoculation.detect.sae.rank import Ranked
 from inoculation.detect.sae.settings import FlagRule, FlagSettings
-from inoculation.detect.two_groups import two_groups, verdict
+from inoculation.detect.two_groups import told_apart, two_groups, verdict
 
 LEAST = 5
 """Suspicious latents that a component's group rests on. In clean rows of a tiny world three latents made two groups (D 9)."""
@@ -86,6 +86,25 @@ def component(
     return Flags(upper, score, groups.threshold, found, reason, groups.separation, shared)
 
 
+def sharpened(flags: Flags, residual: np.ndarray) -> Flags:
+    """A component's two groups, told apart by all in which they differ.
+
+    Which rows are in which group is noisy: the suspicious latents miss an answer with one mild sentence of B. But two kinds differ
+    in more latents than in those, and a discriminant that was fitted on other rows puts wrong rows right (`told_apart`).
+    Whether there are two groups was decided before, and stays.
+
+    Args:
+        residual: standardised target residuals over every latent of both rankings, `[examples, latents]`.
+    """
+    if not flags.found:
+        return flags
+    score = told_apart(residual, flags.flagged)
+    groups = two_groups(score)
+    if not groups.separation:  # one of the groups is too small for a discriminant
+        return flags
+    return flags._replace(flagged=groups.upper, score=score, threshold=groups.threshold)
+
+
 def flagged(ranking: Ranked, suspicious: Sequence[bool], settings: FlagSettings) -> dict[FlagRule, Flags]:
     """The flags of the two rules that need nothing but the ranking."""
     by_study, own = ranking.by("study"), ranking.by("component")
@@ -94,10 +113,13 @@ def flagged(ranking: Ranked, suspicious: Sequence[bool], settings: FlagSettings)
         "study": study(
             columns.matched_difference[:, by_study], [suspicious[i] for i in by_study], settings.study_top, settings.study_hits
         ),
-        "component": component(
-            columns.residual[:, own], columns.control_residual[:, own],
-            np.array([ranking.latents[i].loading for i in own]), [suspicious[i] for i in own],
-            settings.separation, settings.control_share,
+        "component": sharpened(
+            component(
+                columns.residual[:, own], columns.control_residual[:, own],
+                np.array([ranking.latents[i].loading for i in own]), [suspicious[i] for i in own],
+                settings.separation, settings.control_share,
+            ),
+            columns.residual,
         ),
     }  # fmt: skip
 
