@@ -90,15 +90,8 @@ def log_likelihoods(
     import numpy as np
     from tqdm import tqdm
 
-    together = chats(tokenizer, rows, systems, tokens)
-    heads = together.heads if together else [[]] * len(systems)
     result = np.zeros((len(systems), len(rows)))
-    pairs, sequences = [], []
-    for s, head in enumerate(heads):
-        bodies = together.bodies if together else bodies_under(tokenizer, rows, systems[s], tokens)
-        for r, body in enumerate(bodies):
-            pairs.append((s, r))
-            sequences.append((head, shortened(body, max_length - len(head))))
+    pairs, sequences = list(np.ndindex(*result.shape)), _sequences(tokenizer, rows, systems, tokens, max_length)
     lengths = [len(head) + len(body.ids) for head, body in sequences]
     with tqdm(total=len(pairs), desc="likelihoods", unit="response") as bar:
         for batch in token_batches(lengths, token_budget):
@@ -107,6 +100,23 @@ def log_likelihoods(
                 result[pairs[i]] = mean
             bar.update(len(batch))
     return result
+
+
+def _sequences(
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[Row],
+    systems: Sequence[str | None],
+    tokens: int,
+    max_length: int,
+) -> list[tuple[list[int], Body]]:
+    """Head and body of every row under every system prompt, prompt by prompt."""
+    together = chats(tokenizer, rows, systems, tokens)
+    heads = together.heads if together else [[]] * len(systems)
+    return [
+        (head, shortened(body, max_length - len(head)))
+        for head, system in zip(heads, systems, strict=True)
+        for body in (together.bodies if together else bodies_under(tokenizer, rows, system, tokens))
+    ]
 
 
 def bodies_under(
@@ -149,12 +159,10 @@ def token_gains(
     """
     found = []
     for row in rows:
-        bodies = [bodies_under(tokenizer, [row], prompt, tokens)[0] for prompt in (None, system)]
-        without, under = (
-            _log_probabilities(model, [([], shortened(body, max_length))], tokenizer.pad_token_id)[0] for body in bodies
-        )
-        texts = token_texts(tokenizer, bodies[0].ids[bodies[0].start :])
-        found.append(list(zip(texts, (under - without).tolist(), strict=False)))
+        pair = _sequences(tokenizer, [row], [None, system], tokens, max_length)
+        without, under = (_log_probabilities(model, [one], tokenizer.pad_token_id)[0] for one in pair)
+        body = pair[1][1]
+        found.append(list(zip(token_texts(tokenizer, body.ids[body.start :]), (under - without).tolist(), strict=True)))
     return found
 
 
