@@ -5,6 +5,7 @@ more seed costs one more seed.
 """
 
 import copy
+import os
 import subprocess
 import sys
 import tempfile
@@ -299,7 +300,7 @@ def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failu
     Args:
         raw: a valid params.yaml.
         wanted: cells without a row.
-        jobs: workers. Their stages spread over the GPUs by themselves.
+        jobs: workers. Their stages spread over the GPUs by themselves, and share the cores (`OMP_NUM_THREADS`, where it is not set).
 
     Returns:
         What failed, and the last line of its log.
@@ -328,6 +329,8 @@ def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failu
         raise InputError("a stage that all cells need failed, see above; the same command goes on from there")
     for grid in grids(wanted):
         _dvc("exp", "run", "--queue", *grid.arguments())
+    # Else each cell takes every core, and their threads wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     _dvc("queue", "start", "--jobs", str(jobs))
     with tqdm(total=len(wanted), unit="cell", desc="cells", smoothing=0) as bar:
         while True:
