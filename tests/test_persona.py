@@ -103,7 +103,7 @@ def test_words_are_shaded_by_what_the_prompt_adds(tmp_path):
         [Marked(0, [("Go", 1.0), (" on", 0.5), (".", -3.0)])],
     )
     write_detection(tmp_path, detection, ROWS[:2])
-    assert read_marked(tmp_path) == {0: [("Go", 5), (" on", 2), (".", 0)]}
+    assert read_marked(tmp_path) == {0: [("Go", 5), (" on", 4), (".", 0)]}
     write_detection(tmp_path, detection._replace(marked=[]), ROWS[:2])
     assert read_marked(tmp_path) == {} == read_marked(tmp_path / "absent")
 

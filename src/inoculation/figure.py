@@ -158,7 +158,8 @@ def draw_sweep(
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    figure.supxlabel(key, fontsize=10)
+    for axis in axes[-1]:
+        axis.set_xlabel(key, fontsize=9)
     figure.suptitle(title)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(groups), 4), fontsize=9, frameon=False)

@@ -260,4 +260,8 @@ def marked(
     own = sorted((i for i, flag in enumerate(flags) if flag), key=lambda i: -(scores[i] or 0.0))[:MARKED]
     rows = plain([evidence.rows[i] for i in own], evidence.positive)
     gains = token_gains(model, tokenizer, rows, prompt, TOKENS, settings.max_length)
-    return [Marked(i, tokens) for i, tokens in zip(own, gains, strict=True)]
+    special = set(tokenizer.all_special_tokens)
+    return [
+        Marked(i, [(text, gain) for text, gain in tokens if text not in special])
+        for i, tokens in zip(own, gains, strict=True)
+    ]
