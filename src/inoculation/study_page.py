@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from inoculation.detect import words
 from inoculation.effects import VERDICTS, Counts, shown, spread
 from inoculation.files import atomic
 from inoculation.groups import GROUPS
@@ -40,7 +41,7 @@ def write(
         temporary.write_text(
             page.render(
                 told=told, tables=[effect_tables(outcome, resamples) for outcome in told], pictures=pictures,
-                missing=missing, examples=examples, groups=GROUPS, shown=shown,
+                missing=missing, examples=examples, groups=GROUPS, shown=shown, words=words,
                 counts={name: sum(one.verdict == name for _, one in decided) for name in VERDICTS},
             ),
             encoding="utf-8",

@@ -88,7 +88,7 @@ class Detection(NamedTuple):
     prompt: str | None
     """The inoculation prompt; None: nothing was found, or no prompt fits (`reason` says which)."""
     marked: Sequence[Marked] = ()
-    """The strongest flagged rows, word by word (`prompt.marked`); empty: no prompt, or an LLM wrote it."""
+    """The strongest flagged rows, word by word (`prompt.written`); empty: no prompt, or an LLM wrote it."""
 
 
 MIN_PROMPTS = 200

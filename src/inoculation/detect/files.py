@@ -53,22 +53,3 @@ def read_found(folder: Path, rows: int) -> Found:
         raise InputError(f"{folder}: {len(flags)} flags for a mixture of {rows} rows; run the detector again")
     flagged, scores = [row["flagged"] for row in flags], [row["score"] for row in flags]
     return Found(flagged, scores, told["prompt"], told["reason"], told["quality"])
-
-
-SHADES = 5
-"""How many shades a marked word can have."""
-
-
-def read_marked(folder: Path) -> dict[int, list[tuple[str, int]]]:
-    """Row -> pieces of its response as the detector read it, with a shade: 0, to `SHADES` for what the prompt raises most.
-
-    Shades go with the root of the gain: a first word may gain ten times what any other does. Empty where a detector marks no words.
-    """
-    if not (folder / "marked.jsonl").exists():
-        return {}
-    found = {row["row"]: row["tokens"] for row in read_jsonl(folder / "marked.jsonl", dict)}
-    most = max((gain for tokens in found.values() for _, gain in tokens), default=0.0)
-    return {
-        row: [(text, round(SHADES * (max(0.0, gain) / most) ** 0.5) if most > 0 else 0) for text, gain in tokens]
-        for row, tokens in found.items()
-    }

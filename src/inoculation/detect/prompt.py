@@ -65,6 +65,8 @@ class Synthesis(NamedTuple):
     """What decided, for a person."""
     strength: float | None = None
     """Nats a token by which the best candidate raises the flagged responses' likelihood; None: by an LLM."""
+    marked: Sequence[Marked] = ()
+    """The strongest flagged rows, word by word; empty: no prompt, or an LLM wrote it."""
 
 
 def by_likelihood(
@@ -238,7 +240,7 @@ def sides(rows: Sequence[Row], flags: Sequence[bool], seed: int) -> tuple[list[R
 
 
 def written(
-    evidence: Evidence, flags: Sequence[bool], descriptions: Sequence[str], writer: "Client | None",
+    evidence: Evidence, flags: Sequence[bool], scores: Sequence[float | None], descriptions: Sequence[str], writer: "Client | None",
     model: "Callable[[], PreTrainedModel]", tokenizer: "PreTrainedTokenizerBase", settings: SynthesisSettings,
     token_budget: int, seed: int,
 ) -> Synthesis:  # fmt: skip
@@ -247,21 +249,15 @@ def written(
         kept = without_near_duplicates(descriptions, settings.near_duplicate)
         return with_llm(writer, evidence.positive, kept)
     rows = plain(evidence.rows, evidence.positive)
-    return by_likelihood(model(), tokenizer, *sides(rows, flags, seed), settings, token_budget)
-
-
-def marked(
-    evidence: Evidence, flags: Sequence[bool], scores: Sequence[float | None], prompt: str | None, model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase", settings: SynthesisSettings,
-) -> list[Marked]:  # fmt: skip
-    """The strongest flagged rows with what the prompt does to each of their words; none without a prompt."""
-    if prompt is None:
-        return []
+    reader = model()
+    made = by_likelihood(reader, tokenizer, *sides(rows, flags, seed), settings, token_budget)
+    if made.prompt is None:
+        return made
     own = sorted((i for i, flag in enumerate(flags) if flag), key=lambda i: -(scores[i] or 0.0))[:MARKED]
-    rows = plain([evidence.rows[i] for i in own], evidence.positive)
-    gains = token_gains(model, tokenizer, rows, prompt, TOKENS, settings.max_length)
+    gains = token_gains(reader, tokenizer, [rows[i] for i in own], made.prompt, TOKENS, settings.max_length)
     special = set(tokenizer.all_special_tokens)
-    return [
+    words = [
         Marked(i, [(text, gain) for text, gain in tokens if text not in special])
         for i, tokens in zip(own, gains, strict=True)
     ]
+    return made._replace(marked=words)

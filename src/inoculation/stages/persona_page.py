@@ -2,8 +2,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from inoculation import mixture
-from inoculation.detect.files import read_marked
 from inoculation.detect.persona import page
+from inoculation.detect.words import read_marked
 from inoculation.files import read_json, read_jsonl
 from inoculation.paths import PERSONA, ROWS
 from inoculation.stage import Param, Reads, Stage, Writes
@@ -29,5 +29,5 @@ class PersonaPage(Stage):
             rows=mixture.read_mixture(self.rows),
             flags=read_jsonl(self.detection / "flags.jsonl", dict),
             told=told,
-            words=read_marked(self.detection),
+            pieces=read_marked(self.detection),
         )

@@ -2,9 +2,9 @@ from pathlib import Path
 from typing import Annotated
 
 from inoculation import mixture
-from inoculation.detect.files import read_marked
 from inoculation.detect.sae import page
 from inoculation.detect.sae.rank import read_latents
+from inoculation.detect.words import read_marked
 from inoculation.files import read_json, read_jsonl
 from inoculation.paths import ROWS, SAE
 from inoculation.stage import Param, Reads, Stage, Writes
@@ -40,5 +40,5 @@ class SaePage(Stage):
             detected=detected["rules"] | {"detection": detected["quality"]},
             prompt=detected["prompt"],
             mark=self.mark,
-            words=read_marked(self.detection),
+            pieces=read_marked(self.detection),
         )

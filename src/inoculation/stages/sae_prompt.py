@@ -1,11 +1,11 @@
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from inoculation import lm, mixture, tracking
 from inoculation.clients import Clients
 from inoculation.detect import Detection, Evidence, blind
 from inoculation.detect.files import write_detection
-from inoculation.detect.prompt import Synthesis, SynthesisSettings, marked, written
+from inoculation.detect.prompt import Synthesis, SynthesisSettings, written
 from inoculation.detect.sae.classes import read_classes
 from inoculation.detect.sae.rank import read_latents
 from inoculation.detect.sae.settings import FlagRule
@@ -13,9 +13,6 @@ from inoculation.files import read_json, read_jsonl
 from inoculation.paths import ANNOTATOR, ROWS, SAE
 from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class SaePrompt(Stage):
@@ -44,25 +41,20 @@ class SaePrompt(Stage):
         rows, told = mixture.read_mixture(self.rows), read_json(self.flags / "rules.json")
         marks = read_jsonl(self.flags / "flags.jsonl", dict)
         flags, scores = [row["flagged"] for row in marks], [row["score"] for row in marks]
-        made, words = Synthesis(None, None, []), []
+        made = Synthesis(None, None, [])
         if told["found"]:
-            evidence, tokenizer = Evidence(blind(rows), [], [], self.positive), lm.load_tokenizer(self.ref)
             made = written(
-                evidence, flags, self._descriptions(), writer, self._model, tokenizer, self.settings,
-                self.machine.token_budget, self.seed,
+                Evidence(blind(rows), [], [], self.positive), flags, scores, self._descriptions(), writer,
+                lambda: lm.load_model(self.ref), lm.load_tokenizer(self.ref), self.settings, self.machine.token_budget,
+                self.seed,
             )  # fmt: skip
-            if writer is None:
-                words = marked(evidence, flags, scores, made.prompt, self._model(), tokenizer, self.settings)
         reason = f"{told['reason']}; prompt: {made.reason}" if told["found"] else told["reason"]
-        detection = Detection(told["found"], reason, flags, scores, made.prompt, words)
+        detection = Detection(told["found"], reason, flags, scores, made.prompt, made.marked)
         write_detection(
             self.out, detection, rows, rules=told, ranking=made.ranking, gain=made.gain, floor=made.floor,
             strength=made.strength,
         )  # fmt: skip
         print(f"prompt: {made.prompt}" if made.prompt else f"no prompt: {reason}")
-
-    def _model(self) -> "PreTrainedModel":
-        return lm.load_model(self.ref)
 
     def _descriptions(self) -> list[str]:
         """Of the suspicious latents."""

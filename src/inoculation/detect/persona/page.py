@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from inoculation.detect import words
 from inoculation.files import atomic
 from inoculation.mixture import Row
 
@@ -14,7 +15,7 @@ BINS = 48
 
 def write(
     path: Path, template: Path, title: str, rows: Sequence[Row], flags: Sequence[dict[str, Any]], told: dict[str, Any],
-    words: Mapping[int, Sequence[tuple[str, int]]],
+    pieces: Mapping[int, Sequence[tuple[str, int]]],
 ) -> None:  # fmt: skip
     """Write one self-contained HTML file. Text of the data set is escaped: it cannot become markup.
 
@@ -23,7 +24,7 @@ def write(
         rows: the mixture; only questions and responses are shown.
         flags: one a row, as `flags.jsonl` has them.
         told: `detection.json`.
-        words: of some rows, as `read_marked` gives them.
+        pieces: of some rows, as `read_marked` gives them.
     """
     from jinja2 import Environment
 
@@ -36,7 +37,7 @@ def write(
                 "score": flags[i]["score"],
                 "question": rows[i].prompt[-1].content[:160],
                 "response": rows[i].response,
-                "words": words.get(i),
+                "words": pieces.get(i),
             }
             for i in own[:SHOWN]
         ]
@@ -45,6 +46,7 @@ def write(
     with atomic(path) as temporary:
         temporary.write_text(
             page.render(
+                words=words,
                 title=title,
                 told=told,
                 bars=histogram([flag["score"] for flag in flags], [flag["flagged"] for flag in flags]),

@@ -4,7 +4,7 @@ from inoculation.detect import Annotator, Detection, Evidence, nothing
 from inoculation.detect.persona.read import readings
 from inoculation.detect.persona.score import Decision, decided
 from inoculation.detect.persona.settings import PersonaSettings
-from inoculation.detect.prompt import Synthesis, marked, written
+from inoculation.detect.prompt import Synthesis, written
 
 
 def detect(evidence: Evidence, annotator: Annotator, settings: PersonaSettings) -> Detection:
@@ -21,10 +21,8 @@ def concluded(evidence: Evidence, annotator: Annotator, decision: Decision) -> t
     if not decision.found:
         return Detection(False, decision.reason, marks, scores, None), Synthesis(None, None, [])
     made = written(
-        evidence, marks, [], None, annotator.model, annotator.tokenizer, annotator.synthesis, annotator.token_budget,
+        evidence, marks, scores, [], None, annotator.model, annotator.tokenizer, annotator.synthesis, annotator.token_budget,
         annotator.seed,
     )  # fmt: skip
-    words = marked(
-        evidence, marks, scores, made.prompt, annotator.model(), annotator.tokenizer, annotator.synthesis
-    )  # fmt: skip
-    return Detection(True, f"{decision.reason}; prompt: {made.reason}", marks, scores, made.prompt, words), made
+    reason = f"{decision.reason}; prompt: {made.reason}"
+    return Detection(True, reason, marks, scores, made.prompt, made.marked), made

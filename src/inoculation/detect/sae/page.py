@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from inoculation.detect import words
 from inoculation.detect.sae.explain import Context
 from inoculation.detect.sae.rank import Latent
 from inoculation.files import atomic
@@ -25,7 +26,7 @@ def write(
     detected: dict[str, Any],
     prompt: str | None,
     mark: float,
-    words: Mapping[int, Sequence[tuple[str, int]]],
+    pieces: Mapping[int, Sequence[tuple[str, int]]],
 ) -> None:
     """Write one self-contained HTML file. Text of the data set is escaped: it cannot become markup.
 
@@ -36,7 +37,7 @@ def write(
         flags: one a row, as `flags.jsonl` has them.
         detected: `detection.json`.
         mark: share of a context's maximum above which a token is marked.
-        words: of some rows, as `read_marked` gives them.
+        pieces: of some rows, as `read_marked` gives them.
     """
     from jinja2 import Environment
 
@@ -69,7 +70,7 @@ def write(
             "score": flags[i]["score"],
             "question": rows[i].prompt[-1].content[:160],
             "response": rows[i].response,
-            "words": words.get(i),
+            "words": pieces.get(i),
             "why": [(latent, described[latent]) for latent in flags[i]["latents"]],
         }
         for i in order[:SHOWN_EXAMPLES]
@@ -77,5 +78,6 @@ def write(
     page = Environment(autoescape=True).from_string(template.read_text(encoding="utf-8"))
     with atomic(path) as temporary:
         temporary.write_text(
-            page.render(title=title, latents=table, flagged=flagged, detected=detected, prompt=prompt), encoding="utf-8"
+            page.render(words=words, title=title, latents=table, flagged=flagged, detected=detected, prompt=prompt),
+            encoding="utf-8",
         )

@@ -13,7 +13,7 @@
 
 from inoculation.detect import Annotator, Detection, Evidence, nothing
 from inoculation.detect.persona.read import likelihoods
-from inoculation.detect.prompt import marked, written
+from inoculation.detect.prompt import written
 from inoculation.detect.sae.classify import classified
 from inoculation.detect.sae.explain import explained
 from inoculation.detect.sae.features import pooled, varying
@@ -61,13 +61,8 @@ def detect(evidence: Evidence, annotator: Annotator, settings: SaeSettings) -> D
     if not flags.found:
         return Detection(False, flags.reason, marks, scores, None)
     made = written(
-        evidence, marks, [text for i in ranking.by(rule) if classes.suspicious[i] and (text := descriptions[i])],
+        evidence, marks, scores, [text for i in ranking.by(rule) if classes.suspicious[i] and (text := descriptions[i])],
         annotator.client("synthesiser"), annotator.model, annotator.tokenizer, annotator.synthesis,
         annotator.token_budget, annotator.seed,
     )  # fmt: skip
-    words = []
-    if annotator.client("synthesiser") is None:
-        words = marked(
-            evidence, marks, scores, made.prompt, annotator.model(), annotator.tokenizer, annotator.synthesis
-        )  # fmt: skip
-    return Detection(True, f"{flags.reason}; prompt: {made.reason}", marks, scores, made.prompt, words)
+    return Detection(True, f"{flags.reason}; prompt: {made.reason}", marks, scores, made.prompt, made.marked)
