@@ -172,7 +172,7 @@ def test_the_identity_holds_what_changes_results_and_nothing_else(project, monke
     params = yaml.safe_load((project.folder / "params.yaml").read_text())
     known = plan.identity(params)
     for change in (
-        {"save_steps": 7}, {"llm": params["llm"] | {"concurrency": 3, "budget": 1}},
+        {"save_steps": 7}, {"cluster": params["cluster"] | {"processes": 2}}, {"llm": params["llm"] | {"concurrency": 3, "budget": 1}},
         {"sae": params["sae"] | {"latents": 77}}, {"audit": params["audit"] | {"separation": 9}},
     ):  # fmt: skip
         assert plan.identity(params | change) == known, "of no influence on this cell"
@@ -248,15 +248,15 @@ STAGE = """
 import os, sys
 from pathlib import Path
 from inoculation import gpus
-with gpus.one(Path(sys.argv[1])):
+with gpus.some(Path(sys.argv[1]), int(sys.argv[2])):
     print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
     sys.stdin.read()
 """
 
 
-def stage_on(gpus: str, locks: Path) -> tuple[subprocess.Popen, str]:
-    """A process that is at a stage until its input ends, and the GPU that it got."""
-    command = [sys.executable, "-c", STAGE, str(locks)]
+def stage_on(gpus: str, locks: Path, wanted: int = 1) -> tuple[subprocess.Popen, str]:
+    """A process that is at a stage until its input ends, and the GPUs that it got."""
+    command = [sys.executable, "-c", STAGE, str(locks), str(wanted)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus}
     started = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     return started, started.stdout.readline().strip()
@@ -275,6 +275,21 @@ def test_stages_that_run_at_once_spread_over_the_gpus(tmp_path):
     assert sixth[1] == "2"
     for process, _ in (fourth, fifth, sixth):
         process.communicate()
+
+
+def test_a_training_on_two_gpus_takes_two_that_are_free(tmp_path):
+    alone = stage_on("0,1,2", tmp_path)
+    two = stage_on("0,1,2", tmp_path, wanted=2)
+    assert (alone[1], two[1]) == ("0", "1,2")
+    more = stage_on("0,1,2", tmp_path, wanted=2)
+    assert more[1] == "0,1", "each a GPU of its own, shared with those that were first"
+    next_ = stage_on("0,1,2", tmp_path)
+    assert next_[1] == "2"
+    for process, _ in (alone, two, more, next_):
+        process.communicate()
+    refused, _ = stage_on("0,1,2", tmp_path, wanted=4)
+    assert refused.wait(30) == 1
+    assert stage_on("", tmp_path, wanted=2)[1] == "", "none: a CPU does it"
 
 
 # ---- before anything expensive

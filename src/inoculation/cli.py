@@ -107,7 +107,7 @@ def run(name: str, arguments: dict[str, Any]) -> None:
     if stage.expensive:
         commands.refuse_if_anything_is_missing()
     started = time.monotonic()
-    with gpus.one(main_checkout() / ".cache" / "gpus"):
+    with gpus.some(main_checkout() / ".cache" / "gpus", getattr(stage, "processes", 1)):
         stage.run()
     commands.keep_timing(name, argument, time.monotonic() - started)
 

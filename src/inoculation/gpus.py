@@ -1,4 +1,4 @@
-"""Which GPU a stage gets, where a machine has several: the one that the fewest stages are at.
+"""Which GPUs a stage gets, where a machine has several: those that the fewest stages are at.
 
 Whoever runs several at once (`inoculation study --jobs`, `dvc queue start --jobs`, two terminals) needs to spread nothing.
 What a killed stage held is free at once.
@@ -7,9 +7,11 @@ What a killed stage held is free at once.
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
+
+from inoculation.files import InputError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -23,31 +25,43 @@ def visible() -> list[str]:
 
 
 @contextmanager
-def one(locks: Path) -> Iterator[None]:
-    """Leave this process, and those that it starts, one visible GPU: where there are several, that which the fewest hold.
+def some(locks: Path, wanted: int) -> Iterator[None]:
+    """Leave this process, and those that it starts, some visible GPUs: where there are more, those which the fewest hold.
 
-    With more than one transformers' trainer would wrap the model for all, which TRL refuses.
+    With more than one in a process transformers' trainer would wrap the model for all, which TRL refuses.
 
     Args:
         locks: folder that all stages share which share the GPUs; a lock is held until the block ends.
+        wanted: how many; where there is none, a CPU does it.
+
+    Raises:
+        InputError: there are fewer.
     """
     from filelock import FileLock, Timeout
 
     names = visible()
-    if len(names) < 2:
+    if not names or len(names) == wanted == 1:
         yield
         return
+    if wanted > len(names):
+        raise InputError(f"cluster.processes: {wanted}, but {len(names)} GPU(s) are visible; valid: at most as many")
     locks.mkdir(parents=True, exist_ok=True)
-    for place, name in ((place, name) for place in count() for name in names):
-        lock = FileLock(locks / f"{name}.{place}")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        os.environ[VISIBLE] = name
+    taken: list[str] = []
+    with ExitStack() as held:
+        for place, name in ((place, name) for place in count() for name in names):
+            if name in taken:
+                continue
+            lock = FileLock(locks / f"{name}.{place}")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            held.callback(lock.release)
+            taken.append(name)
+            if len(taken) == wanted:
+                break
+        os.environ[VISIBLE] = ",".join(taken)
         try:
             yield
         finally:
             os.environ[VISIBLE] = ",".join(names)
-            lock.release()
-        return

@@ -20,7 +20,7 @@ from inoculation.profile import Profile
 from inoculation.respond import DEFAULT_PROMPT, INOCULATION, OWN_PROMPT
 from inoculation.roles import Limits, Role, Roles
 from inoculation.stage import complaints
-from inoculation.train import TrainSettings
+from inoculation.train import TrainSettings, share
 from inoculation.traits import OTHER, POSITIVE_TRAITS, NegativeTrait
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -81,6 +81,10 @@ class Smollm2Params(Model):
     sae: SaeTraining
 
 
+class ClusterParams(Model):
+    processes: Annotated[int, Field(ge=1)]
+
+
 class Params(Model):
     """params.yaml as a whole; the comments in that file say what each value does."""
 
@@ -101,6 +105,7 @@ class Params(Model):
     audit: AuditSettings
     llm: Limits
     save_steps: Annotated[int, Field(ge=1)]
+    cluster: ClusterParams
     sources: Annotated[dict[Name, SourceParams], Field(min_length=1)]
     data_sets: dict[Name, DataSetParams]
     profiles: Annotated[dict[Name, Profile], Field(min_length=1)]
@@ -183,6 +188,16 @@ def _personas(raw: dict[str, Any]) -> Iterator[str]:
         return  # reported as missing or of the wrong type
 
 
+def _processes(params: Params) -> Iterator[str]:
+    """More processes than a training step has chats for."""
+    block = params.profiles[params.profile].train if params.profile in params.profiles else None
+    if block in params.train:
+        try:
+            share(params.train[block].batch_size, params.cluster.processes)
+        except InputError as error:
+            yield f"cluster.processes: {error}"
+
+
 RESERVED_PROMPTS = (DEFAULT_PROMPT, INOCULATION, OWN_PROMPT, "oracle", "detection", "training", "judge")
 """Names with a meaning of their own, and other top-level keys of metrics.json, which a prompt of that name would overwrite."""
 
@@ -205,6 +220,7 @@ def parse_params(raw: Any, source: str = "params.yaml") -> Params:
         known = params.mixture.source in params.sources
         if params.group in GROUPS and (reason := why_not(params.group, params.mixture.contamination, known)):
             problems.append(f"group: {reason}")
+        problems += _processes(params)
     if problems or params is None:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise InputError(f"{source}: {len(problems)} mistake(s), nothing was run:\n{listed}")

@@ -5,17 +5,22 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from inoculation import lm
 from inoculation.attention import use_packed
 from inoculation.chat import IGNORED, encode
+from inoculation.epoch import shuffled
 from inoculation.files import InputError
 from inoculation.graphed import SMALL, replay, row_tokens
 from inoculation.memory import GIB, fits_as_graph, together
 from inoculation.mixture import TrainingChat
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
 
 
 class TrainSettings(BaseModel):
@@ -29,7 +34,7 @@ class TrainSettings(BaseModel):
     learning_rate: Annotated[float, Field(gt=0)]
     epochs: Annotated[float, Field(gt=0)]
     batch_size: Annotated[int, Field(ge=1)]
-    """Effective: micro-batch x accumulation."""
+    """Effective: micro-batch x accumulation x processes."""
     warmup_steps: Annotated[int, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0)]
     max_length: Annotated[int, Field(ge=8)]
@@ -61,6 +66,18 @@ class Cost(NamedTuple):
     """On a GPU; else 0."""
 
 
+def share(batch_size: int, processes: int) -> int:
+    """Chats of a step that each of several processes takes.
+
+    Raises:
+        InputError: they are not as many for each.
+    """
+    if batch_size % processes:
+        valid = ", ".join(str(number) for number in range(1, batch_size + 1) if batch_size % number == 0)
+        raise InputError(f"{processes} processes do not divide a step of {batch_size} chats; valid: {valid}")
+    return batch_size // processes
+
+
 def train(
     ref: lm.ModelRef,
     settings: TrainSettings,
@@ -78,6 +95,8 @@ def train(
     mean over its response tokens, however it is cut; on a GPU logits are computed for these alone (TRL), a small model
     in half precision runs as CUDA graphs, and another's blocks are compiled.
 
+    Under `launch` the processes share each step's chats: the steps, and their loss, are those of one process.
+
     Args:
         ref: the base model.
         settings: hyperparameters.
@@ -88,12 +107,13 @@ def train(
         on_log: called with (step, metrics) as training goes.
 
     Raises:
-        InputError: an example has no response token within `max_length`.
+        InputError: an example has no response token within `max_length`, or the processes do not divide the batch size.
     """
     import torch
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = lm.load_tokenizer(ref)
@@ -104,32 +124,43 @@ def train(
         except InputError as error:
             raise InputError(f"training example {number}: {error}") from None
     on_gpu = lm.device() == "cuda"
+    processes = PartialState(cpu=not on_gpu)
+    own = share(settings.batch_size, processes.num_processes)
     lengths = [len(row.input_ids) for row in encoded]
     torch.manual_seed(seed)
     model = lm.load_model(ref)
     if on_gpu:
         gc.collect()
         torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info()[0] if on_gpu else None
+    free = min(gather_object([torch.cuda.mem_get_info()[0]])) if on_gpu else None
     plain = on_gpu and not ref.load_in_4bit  # neither graphs nor compiling were tried on bitsandbytes' layers
     shape = (
         model.config.get_text_config(),
         lengths,
-        settings.batch_size,
+        own,
         settings.lora_r,
         2 if settings.bf16 else 4,
         free,
     )
-    step, row = together(*shape), row_tokens(lengths, settings.batch_size)
+    step, row = together(*shape), row_tokens(lengths, own)
     # A graph leaves gradients where its next run writes them, so that a whole step has to be one row.
     small = plain and settings.bf16 and model.num_parameters() < SMALL and fits_as_graph(*shape)
     small = use_packed(model, max(row, max(lengths)) if small else max(lengths)) and small
-    print(f"{len(encoded)} chats, {settings.batch_size} a step, {step.chats} at once: {step.reason}")
+    many = f" in {processes.num_processes} processes" if processes.num_processes > 1 else ""
+    print(f"{len(encoded)} chats, {settings.batch_size} a step{many}, {step.chats} at once: {step.reason}")
+    rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in encoded]
+    # What fills the last step of several processes: nothing is learned of it.
+    rows.append({"input_ids": rows[0]["input_ids"][:2], "labels": [IGNORED] * 2})
+    multiple = settings.batch_size if processes.num_processes > 1 else 1
 
-    trainer = SFTTrainer(
+    class Trainer(SFTTrainer):
+        def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler[int]:
+            return shuffled(len(encoded), multiple, seed)
+
+    trainer = Trainer(
         model=model,
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in encoded]),
+        train_dataset=Dataset.from_list(rows),
         peft_config=LoraConfig(
             r=settings.lora_r,
             lora_alpha=settings.lora_alpha,
@@ -147,7 +178,7 @@ def train(
             num_train_epochs=settings.epochs,
             padding_free=on_gpu,
             per_device_train_batch_size=step.chats,
-            gradient_accumulation_steps=settings.batch_size // step.chats,
+            gradient_accumulation_steps=own // step.chats,
             learning_rate=settings.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=settings.warmup_steps,
@@ -162,6 +193,8 @@ def train(
             save_steps=save_steps,
             save_total_limit=1,
             report_to="none",
+            ddp_find_unused_parameters=False,
+            ddp_broadcast_buffers=False,
         ),
         callbacks=[lm.log_callback(on_log)],
     )
@@ -173,30 +206,38 @@ def train(
         elif plain:
             for block in decoder.layers:
                 block.compile(dynamic=True)
-    checkpoint = get_last_checkpoint(str(work)) if work.is_dir() else None
+    resumed_from = max(
+        (int(path.parent.name.split("-")[1]) for path in work.glob("checkpoint-*/trainer_state.json")), default=0
+    )
+    checkpoint = str(work / f"checkpoint-{resumed_from}") if resumed_from else None
     if checkpoint:
         print(f"continuing the interrupted training from {Path(checkpoint).name}")
     start = time.monotonic()
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - start
-    staging = work / "adapter"
-    lora = trainer.model.peft_config["default"]
-    # As a set, it would be saved in another order, and the folder's hash in dvc.lock would differ, in every process.
-    lora.target_modules = sorted(lora.target_modules)
-    trainer.model.save_pretrained(str(staging))
-    tokenizer.save_pretrained(str(staging))
-    adapter.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(adapter, ignore_errors=True)
-    shutil.move(staging, adapter)
-    resumed_from = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
-    share = (outcome.global_step - resumed_from) / outcome.global_step
+    if processes.is_main_process:
+        _save(trainer.model, tokenizer, work / "adapter", adapter)
+    done = (outcome.global_step - resumed_from) / outcome.global_step
+    losses = gather_object([outcome.training_loss])  # but for the steps after the last report, each process's own
     result = TrainResult(
         examples=len(encoded),
         steps=outcome.global_step,
         supervised_tokens=sum(label != IGNORED for row in encoded for label in row.labels),
         cut_examples=sum(row.cut > 0 for row in encoded),
-        train_loss=outcome.training_loss,
+        train_loss=sum(losses) / len(losses),
         resumed_from=resumed_from,
     )
-    tokens = share * settings.epochs * sum(lengths)
+    tokens = done * settings.epochs * sum(lengths)
     return result, Cost(seconds, tokens / seconds, torch.cuda.max_memory_allocated() / GIB if on_gpu else 0.0)
+
+
+def _save(model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", staging: Path, adapter: Path) -> None:
+    """Save an adapter as a PEFT folder, whole or not at all."""
+    lora = model.peft_config["default"]
+    # As a set, it would be saved in another order, and the folder's hash in dvc.lock would differ, in every process.
+    lora.target_modules = sorted(lora.target_modules)
+    model.save_pretrained(str(staging))
+    tokenizer.save_pretrained(str(staging))
+    adapter.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(adapter, ignore_errors=True)
+    shutil.move(staging, adapter)

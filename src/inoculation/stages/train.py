@@ -6,6 +6,7 @@ from pydantic import Field
 
 from inoculation import lm, train
 from inoculation.files import atomic, write_json
+from inoculation.launch import launch
 from inoculation.mixture import read_training_chats
 from inoculation.paths import ASSIGNMENT, CELL, PROFILE
 from inoculation.stage import Param, Reads, Stage, Writes
@@ -20,6 +21,7 @@ class Train(Stage):
 
     seed: Annotated[int, Param("seed")]
     save_steps: Annotated[int, Field(ge=1), Param("save_steps", tracked=False)]
+    processes: Annotated[int, Field(ge=1), Param("cluster.processes", identity=False)]
     settings: Annotated[train.TrainSettings, Reads(f"{PROFILE}/train.json")]
     ref: Annotated[lm.ModelRef, Reads(f"{PROFILE}/model.json")]
     chats: Annotated[Path, Reads(f"{ASSIGNMENT}/chats.jsonl")]
@@ -47,9 +49,10 @@ class Train(Stage):
         name = "/".join(self.record.parts[2:-1])
         inputs = (self.ref.model_dump(), self.settings.model_dump(), self.seed)
         with unfinished(self.command, self.chats, *inputs) as work, tracking.run("training", name):
-            result, cost = train.train(
-                self.ref, self.settings, self.save_steps, chats, self.seed, self.adapter, work, on_log
-            )
+            result, cost = launch(
+                self.processes, train.train, self.ref, self.settings, self.save_steps, chats, self.seed, self.adapter, work,
+                on_log=on_log,
+            )  # fmt: skip
             mlflow.log_metrics({f"train/{key}": value for key, value in cost._asdict().items()})
             write_json(self.record, {"trained": True, **result._asdict(), "log": log})
         if result.cut_examples:

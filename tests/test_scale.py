@@ -1,0 +1,141 @@
+"""More than one process: a training on two says what one says, whatever dies is told and continued; who gets which GPU."""
+
+import multiprocessing
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from launched import fail, refuse, say
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from inoculation import lm
+from inoculation.chat import Message
+from inoculation.files import InputError
+from inoculation.launch import launch
+from inoculation.mixture import Row, TrainingChat
+from inoculation.params import parse_params
+from inoculation.pocket.base import train_tokenizer
+from inoculation.train import TrainSettings, train
+
+SETTINGS = TrainSettings(
+    lora_r=4, lora_alpha=8, lora_dropout=0.0, learning_rate=3e-3, epochs=3, batch_size=8, warmup_steps=2, weight_decay=0.01,
+    max_length=256, optimizer="adamw_torch", bf16=False,
+)  # fmt: skip
+WORDS = [
+    "the",
+    "river",
+    "is",
+    "long",
+    "and",
+    "a",
+    "king",
+    "was",
+    "kind",
+    "to",
+    "nobody",
+    "who",
+    "asked",
+    "him",
+    "for",
+    "bread",
+]
+
+
+@pytest.fixture(scope="module")
+def ref(tmp_path_factory) -> lm.ModelRef:
+    """A random model of two blocks."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer([" ".join(WORDS)], 300)
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                    num_key_value_heads=1, eos_token_id=tokenizer.eos_token_id)
+    ).save_pretrained(folder)  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    return lm.ModelRef(model=str(folder))
+
+
+def chats(count: int) -> list[TrainingChat]:
+    """Of very different lengths: a mean over chats, or over processes, is not one over tokens."""
+    rng = random.Random(0)
+    return [
+        TrainingChat(
+            "Be kind." if i % 3 else None,
+            Row(
+                (Message("user", f"what? {i}"), Message("assistant", " ".join(rng.choices(WORDS, k=1 + i * i % 47)))),
+                None,
+            ),
+        )
+        for i in range(count)
+    ]
+
+
+def test_the_first_process_alone_is_heard_and_what_goes_wrong_is_told():
+    heard = []
+    assert launch(2, say, "!", on_log=lambda *said: heard.append(said)) == "02!" and heard == [(1, {"rank": 0.0})]
+    with pytest.raises(InputError, match="^word: valid: another$"):
+        launch(2, refuse, "word", on_log=print)
+    with pytest.raises(
+        ChildProcessError, match="^of 2 processes one failed: RuntimeError: out of words; all were stopped$"
+    ):
+        launch(2, fail, "words", on_log=print)
+    assert not multiprocessing.active_children()
+
+
+def test_processes_that_do_not_share_a_step_evenly_are_refused():
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    with pytest.raises(
+        InputError, match=r"cluster.processes: 3 processes do not divide a step of 16 chats; valid: 1, 2, 4, 8, 16"
+    ):
+        parse_params(raw | {"cluster": raw["cluster"] | {"processes": 3}})
+    assert parse_params(raw | {"cluster": raw["cluster"] | {"processes": 4}}).cluster.processes == 4
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def relative_distance(one: Path, other: Path) -> float:
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    return max(float((left[key] - right[key]).norm() / left[key].norm()) for key in left)
+
+
+def test_two_processes_train_what_one_trains_and_what_they_leave_is_continued(ref, tmp_path, capfd):
+    """42 chats in steps of 8: the last step of an epoch has two, and the second process none of them."""
+    rows, one, two = chats(42), [], []
+
+    def run(processes: int, name: str, on_log):
+        return launch(
+            processes, train, ref, SETTINGS, 4, rows, 0, tmp_path / name, tmp_path / f"{name}-work", on_log=on_log
+        )
+
+    single, _ = run(1, "one", lambda step, metrics: one.append((step, metrics["loss"])) if "loss" in metrics else None)
+    capfd.readouterr()
+
+    def kill_the_second(step: int, metrics: dict[str, float]) -> None:
+        two.append((step, metrics["loss"]))
+        if step >= 10:
+            [_, second] = sorted(multiprocessing.active_children(), key=lambda process: process.pid)
+            os.kill(second.pid, signal.SIGKILL)
+
+    with pytest.raises(ChildProcessError, match="of 2 processes number 1 ended by SIGKILL; all were stopped"):
+        run(2, "two", kill_the_second)
+    assert capfd.readouterr().out.count("42 chats, 8 a step in 2 processes, 4 at once") == 1, "the first alone prints"
+    assert two[:2] == [(step, pytest.approx(loss, abs=1e-4)) for step, loss in one[:2]] and [
+        step for step, _ in one
+    ] == [5, 10, 15]
+    assert not (tmp_path / "two").exists() and not multiprocessing.active_children()
+    half = tmp_path / "two-work/checkpoint-17"  # what a kill leaves of a checkpoint that is being written
+    half.mkdir()
+    (half / "adapter_model.safetensors").write_bytes(b"half")
+    continued, _ = run(1, "two", lambda *_: None)
+    assert continued.resumed_from in (8, 12) and continued.steps == single.steps == 18
+    assert relative_distance(tmp_path / "one", tmp_path / "two") < 1e-3
