@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py train --shape qwen2_5_7b
     python benchmarks/speed.py train --shape smollm2
+    python benchmarks/speed.py train --shape qwen2_5_7b --processes 2     # one GPU beside two
     python benchmarks/speed.py answers --shape qwen2_5_7b
     python benchmarks/speed.py sae --shape qwen2_5_7b
     python benchmarks/speed.py personas --shape smollm2 --rows 1000
@@ -42,12 +43,13 @@ from inoculation.detect.likelihood import TOKENS, bodies_under, log_likelihoods
 from inoculation.detect.sae.encoder import LoadedSae
 from inoculation.detect.sae.features import Piece, Texts, pool_examples, tokenise
 from inoculation.files import read_jsonl
+from inoculation.launch import launch
 from inoculation.lm import truncate_after
 from inoculation.mixture import Row, TrainingChat
 from inoculation.params import load_params
 from inoculation.pocket.base import batch_by_length, encode_all, loss_at_labels
 from inoculation.respond import as_answer, end_tokens, generate
-from inoculation.train import TrainSettings, train
+from inoculation.train import Cost, TrainSettings, train
 
 SHAPES = {
     "qwen2_5_7b": Qwen2Config(
@@ -152,26 +154,29 @@ def peak() -> float:
 
 
 class Clock:
-    """Time and loss of every fifth step."""
+    """Time, loss and gradient of every fifth step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
         self.losses: list[float] = []
+        self.norms: list[float] = []
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         if "loss" in metrics:
             self.times.append(time.monotonic())
             self.losses.append(metrics["loss"])
+            self.norms.append(metrics["grad_norm"])
 
     def seconds_a_step(self) -> float:
         """Without the first five steps, which compile."""
         return (self.times[-1] - self.times[0]) / (5 * (len(self.times) - 1))
 
 
-def ours(ref: lm.ModelRef, settings: TrainSettings, rows: list[TrainingChat], clock: Clock) -> None:
+def ours(ref: lm.ModelRef, settings: TrainSettings, rows: list[TrainingChat], clock: Clock, processes: int = 1) -> Cost:
     folder = Path(tempfile.mkdtemp())
-    train(ref, settings, 10**6, rows, 0, folder / "adapter", folder / "work", clock)
+    _, cost = launch(processes, train, ref, settings, 10**6, rows, 0, folder / "adapter", folder / "work", on_log=clock)
     shutil.rmtree(folder)
+    return cost
 
 
 def bench_train(arguments: argparse.Namespace, ref: lm.ModelRef, settings: TrainSettings) -> dict[str, Any]:
@@ -180,6 +185,8 @@ def bench_train(arguments: argparse.Namespace, ref: lm.ModelRef, settings: Train
     tokenizer = lm.load_tokenizer(ref)
     mean = sum(len(encode(tokenizer, chat.row.messages, chat.system, 2048).input_ids) for chat in rows) / len(rows)
     told: dict[str, Any] = {"shape": arguments.shape, "tokens_a_chat": round(mean)}
+    if arguments.processes > 1:
+        return told | bench_processes(ref, settings, rows, mean, arguments.processes)
     for name, run in (
         ("usual", lambda clock: usual_training(ref, settings, rows[: arguments.usual_steps * settings.batch_size],
                                                arguments.micro, arguments.shape == "qwen2_5_7b", clock)),
@@ -202,6 +209,34 @@ def bench_train(arguments: argparse.Namespace, ref: lm.ModelRef, settings: Train
     if top:  # forward and the gradient of the activations; the base's weights have none
         told["share_of_peak_flops"] = 4 * weights * told["ours"]["tokens_per_s"] / top
     return told
+
+
+def bench_processes(
+    ref: lm.ModelRef, settings: TrainSettings, rows: list[TrainingChat], mean: float, processes: int
+) -> dict[str, Any]:
+    """One process beside several, one a GPU, on the same chats: rates, and how far the losses are apart."""
+    told: dict[str, Any] = {}
+    settings = settings.model_copy(update={"learning_rate": 3e-4})  # at which losses would part if gradients did
+    clocks = []
+    for count in (1, processes):
+        clean()
+        clock, start = Clock(), time.monotonic()
+        cost = ours(ref, settings, rows, clock, count)
+        step = clock.seconds_a_step()
+        told[f"{count} processes" if count > 1 else "1 process"] = {
+            "s_a_step": step, "tokens_per_s": settings.batch_size * mean / step, "peak_gib": cost.peak_memory_gib,
+            "s_to_step_5": clock.times[0] - start, "losses": clock.losses,
+        }  # fmt: skip
+        clocks.append(clock)
+        print(told, flush=True)
+    one, several = clocks
+    return told | {
+        "ratio": one.seconds_a_step() / several.seconds_a_step(),
+        "largest_loss_difference": max(abs(a - b) for a, b in zip(one.losses, several.losses, strict=True)),
+        "largest_relative_difference_of_gradients": max(
+            abs(a / b - 1) for a, b in zip(one.norms, several.norms, strict=True)
+        ),
+    }
 
 
 def random_adapter(model: Any) -> Any:
@@ -422,6 +457,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--usual-steps", type=int, default=10)
     parser.add_argument("--micro", type=int, default=2, help="the usual way's micro-batch")
+    parser.add_argument("--processes", type=int, default=1, help="of `train`, one a GPU; above 1: beside one process")
     parser.add_argument("--places", type=int, default=256, help="answers at once")
     parser.add_argument("--new", type=int, default=128, help="tokens of an answer")
     parser.add_argument("--rows", type=int, default=300, help="of the SAE pass and the likelihoods")

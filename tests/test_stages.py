@@ -28,8 +28,9 @@ HANDING_OVER = {
     "inoculation.timings",
     "inoculation.store",
     "inoculation.gpus",
+    "inoculation.launch",
 }
-"""Modules that only find a stage, start it on one GPU, and note how long it took (and where the checkout is that keeps that)."""
+"""Modules that only find a stage, start it on its GPUs, and note how long it took (and where the checkout is that keeps that)."""
 
 
 PINNED = {

@@ -5,12 +5,10 @@ code of the checkout that it runs in: a queued experiment has a copy of its own,
 """
 
 import argparse
-import logging
 import os
 import sys
 import time
 import traceback
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,17 +33,6 @@ def use_this_checkout() -> None:
     path = os.pathsep.join(filter(None, (str(here.parent), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, REDIRECTED: str(here)}
     os.execve(sys.executable, [sys.executable, "-m", "inoculation", *sys.argv[1:]], environment)
-
-
-def _settle_libraries() -> None:
-    """Silence about what libraries say on every start and no user of this project can act on."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    warnings.filterwarnings("ignore", message="The specified dataset source can be interpreted in multiple ways")
-    # Tokenizers were used before a fork only to tokenise; their warning about it would be on every training.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # The log stage reads a small file of every row so far: a progress bar each is noise.
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,8 +61,10 @@ def main() -> None:
     """Run one command. Exit code 2: bad input; 1: the machine or the network failed."""
     use_this_checkout()
     arguments = vars(_parser().parse_args())
-    _settle_libraries()
     from inoculation.files import InputError
+    from inoculation.launch import settle_libraries
+
+    settle_libraries()
 
     name = arguments.pop("command")
     try:
