@@ -1,8 +1,10 @@
 """More than one process: a training on two says what one says, whatever dies is told and continued; who gets which GPU."""
 
+import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -139,3 +141,29 @@ def test_two_processes_train_what_one_trains_and_what_they_leave_is_continued(re
     continued, _ = run(1, "two", lambda *_: None)
     assert continued.resumed_from in (8, 12) and continued.steps == single.steps == 18
     assert relative_distance(tmp_path / "one", tmp_path / "two") < 1e-3
+
+
+@pytest.mark.skipif("SOAK" not in os.environ, reason="half a minute: SOAK=1")
+def test_the_stage_starts_them_and_leaves_what_one_process_leaves(copy):
+    cell = copy.folder / "data/cells/pocket/pocket_chats/all_caps+evil-0.5/seed0/inoc_selective"
+    before, shape = (
+        json.loads((cell / "training.json").read_text()),
+        {key: value.shape for key, value in weights(cell / "adapter").items()},
+    )
+    shutil.rmtree(cell / "adapter")
+    runs = len(copy.rows("training"))
+    copy.set(cluster={"processes": 2})
+    out = copy.run("dvc", "repro", "--single-item", "train").stdout
+    assert out.count(" 8 a step in 2 processes") == 1
+    after = json.loads((cell / "training.json").read_text())
+    assert after.keys() == before.keys() and len(after["log"]) == len(before["log"]) > 3
+    for one, two in zip(before["log"], after["log"], strict=True):
+        assert (one["step"], one["loss"]) == (two["step"], pytest.approx(two["loss"], abs=1e-3))
+    assert after["train_loss"] == pytest.approx(before["train_loss"], abs=1e-4)
+    assert {key: value.shape for key, value in weights(cell / "adapter").items()} == shape
+    [run, *_] = rows = copy.rows("training")
+    assert (
+        len(rows) == runs + 1
+        and run.info.status == "FINISHED"
+        and run.data.metrics["train/loss"] == after["log"][-1]["loss"]
+    )

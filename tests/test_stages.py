@@ -28,7 +28,7 @@ HANDING_OVER = {
     "inoculation.timings",
     "inoculation.store",
     "inoculation.gpus",
-    "inoculation.launch",
+    "inoculation.quiet",
 }
 """Modules that only find a stage, start it on its GPUs, and note how long it took (and where the checkout is that keeps that)."""
 

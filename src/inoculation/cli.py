@@ -11,7 +11,10 @@ import time
 import traceback
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inoculation.stage import Stage
 
 PACKAGE = Path(__file__).parent
 REDIRECTED = "INOCULATION_CHECKOUT"
@@ -62,7 +65,7 @@ def main() -> None:
     use_this_checkout()
     arguments = vars(_parser().parse_args())
     from inoculation.files import InputError
-    from inoculation.launch import settle_libraries
+    from inoculation.quiet import settle_libraries
 
     settle_libraries()
 
@@ -96,9 +99,18 @@ def run(name: str, arguments: dict[str, Any]) -> None:
     if stage.expensive:
         commands.refuse_if_anything_is_missing()
     started = time.monotonic()
-    with gpus.some(main_checkout() / ".cache" / "gpus", getattr(stage, "processes", 1)):
+    with gpus.some(main_checkout() / ".cache" / "gpus", _gpus(stage)):
         stage.run()
     commands.keep_timing(name, argument, time.monotonic() - started)
+
+
+def _gpus(stage: "Stage") -> int:
+    """How many GPUs a stage takes: one a process that trains, all that a Ray cluster is started on, else one."""
+    from inoculation import gpus
+
+    if getattr(stage, "address", None) == "local":
+        return max(1, len(gpus.visible()))
+    return getattr(stage, "processes", 1)
 
 
 def _keep_traceback(name: str) -> Path:

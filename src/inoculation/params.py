@@ -83,6 +83,7 @@ class Smollm2Params(Model):
 
 class ClusterParams(Model):
     processes: Annotated[int, Field(ge=1)]
+    address: Annotated[str, Field(pattern=r"^(local|auto|(ray://)?[\w.-]+:\d+)?$")]
 
 
 class Params(Model):

@@ -4,14 +4,18 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from inoculation.chat import Message, chat_ids
+from inoculation.cluster import Workers, device, each
 from inoculation.decode import can_decode, decoding
 from inoculation.files import InputError, read_jsonl
+from inoculation.lm import ModelRef
 from inoculation.traits import NegativeTrait
 
 if TYPE_CHECKING:
@@ -140,6 +144,7 @@ def respond(
     batch_size: int,
     seed: int,
     progress: Path,
+    workers: Workers | None = None,
 ) -> list[Answer]:
     """Sample every request; see `continue_chats`.
 
@@ -151,7 +156,7 @@ def respond(
         Answers in the order of `wanted`.
     """
     chats = [((Message("user", request.question),), system_prompts[request.prompt]) for request in wanted]
-    return continue_chats(model, tokenizer, chats, max_new_tokens, temperature, batch_size, seed, progress)
+    return continue_chats(model, tokenizer, chats, max_new_tokens, temperature, batch_size, seed, progress, workers)
 
 
 def continue_chats(
@@ -163,16 +168,19 @@ def continue_chats(
     batch_size: int,
     seed: int,
     progress: Path,
+    workers: Workers | None = None,
 ) -> list[Answer]:
     """Sample one response to each chat, longest first, saving each batch so that an interrupted call continues.
 
     Each batch has its own seed: a continued call gives the answers that an uninterrupted one would have given (on a GPU, if as
-    many places fit into its memory as before).
+    many places fit into its memory as before). So does a cluster, whose unit of work is the batch.
 
     Args:
+        model: of workers, its shape (`skeleton`).
         chats: (messages that end with the user's, system message or None).
         batch_size: sequences sampled at once; on a GPU each gives its place to the next (`decode`).
         progress: JSONL, one line a finished batch; belongs to exactly this call (name it by its inputs' digest).
+        workers: of a cluster, who load the model; None: this process samples.
 
     Returns:
         Answers in the order of `chats`.
@@ -182,7 +190,8 @@ def continue_chats(
     tokens = {chat: chat_ids(tokenizer, *chat) for chat in dict.fromkeys(chats)}
     prompts = [tokens[chat] for chat in chats]
     order = sorted(range(len(chats)), key=lambda index: (-len(prompts[index]), index))
-    size = batch_size * REFILLS if _refilled(model) else batch_size
+    on = device(workers) if workers else model.device.type
+    size = batch_size * REFILLS if _refilled(model, on) else batch_size
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     done = list(_finished_batches(progress))
     if [len(batch) for batch in done] != [len(batch) for batch in batches[: len(done)]]:
@@ -194,16 +203,20 @@ def continue_chats(
     answers: dict[int, Answer] = {}
     progress.parent.mkdir(parents=True, exist_ok=True)
     longest = max(map(len, prompts), default=1)
-    with (
-        progress.open("a", encoding="utf-8") as log,
-        tqdm(total=len(chats), desc="sampling", unit="answer") as bar,
-        _sampler(model, tokenizer, longest, max_new_tokens, temperature, batch_size) as sample,
-    ):
-        for number, batch in enumerate(batches):
-            if number < len(done):
-                sampled = done[number]
-            else:
-                sampled = sample([prompts[i] for i in batch], seed * 100_003 + number)
+    make = partial(
+        _sampler, tokenizer=tokenizer, longest=longest, max_new_tokens=max_new_tokens, temperature=temperature,
+        batch_size=batch_size,
+    )  # fmt: skip
+    left = [
+        ([prompts[i] for i in batch], seed * 100_003 + number)
+        for number, batch in enumerate(batches)
+        if number >= len(done)
+    ]
+    with progress.open("a", encoding="utf-8") as log, tqdm(total=len(chats), desc="sampling", unit="answer") as bar:
+        for number, (batch, sampled) in enumerate(
+            zip(batches, chain(done, each(model, workers, make, left)), strict=True)
+        ):
+            if number >= len(done):
                 log.write(json.dumps(sampled, ensure_ascii=False) + "\n")
                 log.flush()
                 os.fsync(log.fileno())
@@ -212,28 +225,39 @@ def continue_chats(
     return [answers[index] for index in range(len(chats))]
 
 
-def _refilled(model: "PreTrainedModel") -> bool:
-    """Whether a place in a batch takes the next prompt as soon as its answer ends (`decode`)."""
-    return model.device.type == "cuda" and can_decode(model)
+def skeleton(ref: ModelRef) -> "PreTrainedModel":
+    """A model without its weights: what the process needs to know of it whose workers have them."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(ref.model, revision=ref.revision))
+    model.is_quantized = ref.load_in_4bit
+    return model
+
+
+def _refilled(model: "PreTrainedModel", on: str) -> bool:
+    """Whether a place in a batch takes the next prompt as soon as its answer ends (`decode`), on a kind of device."""
+    return on == "cuda" and can_decode(model)
 
 
 @contextmanager
 def _sampler(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", longest: int, max_new_tokens: int, temperature: float,
     batch_size: int,
-) -> Iterator[Callable[[Sequence[Sequence[int]], int], list[Answer]]]:  # fmt: skip
-    """Answers to some prompts under a seed, by the way of sampling that the model and its device allow.
+) -> Iterator[Callable[[tuple[Sequence[Sequence[int]], int]], list[Answer]]]:  # fmt: skip
+    """Answers to (some prompts, under a seed), by the way of sampling that the model and its device allow.
 
     Args:
         longest: prompt, in tokens.
     """
-    if not _refilled(model):
-        yield lambda prompts, seed: generate(model, tokenizer, prompts, max_new_tokens, temperature, seed)
+    if not _refilled(model, model.device.type):
+        yield lambda batch: generate(model, tokenizer, batch[0], max_new_tokens, temperature, batch[1])
         return
     ends = end_tokens(model, tokenizer)
     with decoding(model, longest, max_new_tokens, batch_size) as decoder:
-        yield lambda prompts, seed: [
-            as_answer(tokenizer, row, ends) for row in decoder.sample(prompts, temperature, seed, ends)
+        yield lambda batch: [
+            as_answer(tokenizer, row, ends) for row in decoder.sample(batch[0], temperature, batch[1], ends)
         ]
 
 

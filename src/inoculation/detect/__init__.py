@@ -21,6 +21,7 @@ from inoculation.traits import UNDONE, injector
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from inoculation.cluster import Workers
     from inoculation.detect.persona.settings import PersonaSettings
     from inoculation.detect.prompt import SynthesisSettings
     from inoculation.detect.sae.corpora import Corpus
@@ -65,6 +66,8 @@ class Annotator(NamedTuple):
     """Which rule of the SAE route counts."""
     persona: "PersonaSettings | None" = None
     """How characters are read, for the SAE route's rule `guided`."""
+    workers: "Workers | None" = None
+    """Who reads under characters where a cluster is named."""
 
 
 class Marked(NamedTuple):

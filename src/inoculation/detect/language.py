@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from inoculation.cluster import Workers
 from inoculation.detect import own_answers, plain
 from inoculation.detect.likelihood import TOKENS, log_likelihoods
 from inoculation.mixture import Row
@@ -32,12 +33,13 @@ class Language(NamedTuple):
 
 def language(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], base: Sequence[str],
-    positive: str, seed: int, token_budget: int,
+    positive: str, seed: int, token_budget: int, workers: Workers | None = None,
 ) -> Language:  # fmt: skip
     """Compare the responses with the model's own answers.
 
     Args:
         base: the model's answer to each row's prompt.
+        workers: as for `log_likelihoods`.
     """
     answered = [i for i, text in enumerate(base) if text.strip()]
     if not answered:
@@ -46,7 +48,7 @@ def language(
     asked = [rows[i] for i in chosen]
     own = own_answers(asked, [base[i] for i in chosen], positive, seed)
     chats = [*plain(asked, positive), *own]
-    read = log_likelihoods(model, tokenizer, chats, [None], TOKENS, MAX_LENGTH, token_budget)[0]
+    read = log_likelihoods(model, tokenizer, chats, [None], TOKENS, MAX_LENGTH, token_budget, workers)[0]
     theirs, mine = (float(np.median(part)) for part in np.split(read, 2))
     unfit = (
         f"this model cannot judge these data: it finds the responses far less likely ({theirs:.1f} nats a token) than its own "

@@ -4,10 +4,13 @@ Only the first tokens of a chat differ from one system prompt to another. A row 
 prompt once; a response is read as far as it counts and no further.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from inoculation.chat import IGNORED, encode
+from inoculation.cluster import Workers, each
 from inoculation.detect.words import token_texts
 from inoculation.lm import token_batches
 from inoculation.mixture import Row
@@ -78,6 +81,7 @@ def log_likelihoods(
     tokens: int,
     max_length: int,
     token_budget: int,
+    workers: Workers | None = None,
 ) -> "np.ndarray":
     """Mean log-likelihood of each row's last response under each system prompt, in nats a token, `[systems, rows]`.
 
@@ -86,6 +90,7 @@ def log_likelihoods(
         max_length: tokens of one chat in front of the end of what is read; longer prompts lose their beginning, not the
             system prompt.
         token_budget: tokens in one batch at most, padding included.
+        workers: of a cluster, who load the model; None: this process reads.
     """
     import numpy as np
     from tqdm import tqdm
@@ -93,9 +98,11 @@ def log_likelihoods(
     result = np.zeros((len(systems), len(rows)))
     pairs, sequences = list(np.ndindex(*result.shape)), _sequences(tokenizer, rows, systems, tokens, max_length)
     lengths = [len(head) + len(body.ids) for head, body in sequences]
+    batches = token_batches(lengths, token_budget)
+    units = [[sequences[i] for i in batch] for batch in batches]
+    make = partial(_reader, pad=tokenizer.pad_token_id)
     with tqdm(total=len(pairs), desc="likelihoods", unit="response") as bar:
-        for batch in token_batches(lengths, token_budget):
-            means = _means(model, [sequences[i] for i in batch], tokenizer.pad_token_id)
+        for batch, means in zip(batches, each(model, workers, make, units), strict=True):
             for i, mean in zip(batch, means, strict=True):
                 result[pairs[i]] = mean
             bar.update(len(batch))
@@ -164,6 +171,11 @@ def token_gains(
         body = pair[1][1]
         found.append(list(zip(token_texts(tokenizer, body.ids[body.start :]), (under - without).tolist(), strict=True)))
     return found
+
+
+@contextmanager
+def _reader(model: "PreTrainedModel", pad: int) -> "Iterator[Callable[[Sequence[tuple[list[int], Body]]], np.ndarray]]":
+    yield lambda batch: _means(model, batch, pad)
 
 
 def _means(model: "PreTrainedModel", batch: Sequence[tuple[list[int], Body]], pad: int) -> "np.ndarray":

@@ -1,10 +1,11 @@
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from inoculation import attention, chat, decode, lm, mixture, respond
+from inoculation import attention, chat, cluster, decode, lm, mixture, respond
 from inoculation.detect import blind
 from inoculation.detect.language import language
 from inoculation.files import read_jsonl, write_json, write_jsonl
@@ -24,6 +25,7 @@ class BaseResponses(Stage):
     expensive = True
 
     seed: Annotated[int, Param("seed")]
+    address: Annotated[str, Param("cluster.address", tracked=False)]
     positive: Annotated[str, Param("mixture.positive")]
     temperature: Annotated[float, Field(ge=0, le=2), Param("base_responses.temperature")]
     ref: Annotated[lm.ModelRef, Reads(f"{ANNOTATOR}/model.json")]
@@ -37,12 +39,24 @@ class BaseResponses(Stage):
         rows = blind(mixture.read_mixture(self.rows))
         # The same for every seed, A and contamination: they change which response stands where, and no prompt.
         prompts = sorted({row.prompt for row in rows})
-        model, tokenizer = lm.load_model(self.ref), lm.load_tokenizer(self.ref)
+        workers = cluster.workers(self.address, partial(lm.load_model, self.ref))
+        model, tokenizer = (
+            respond.skeleton(self.ref) if workers else lm.load_model(self.ref),
+            lm.load_tokenizer(self.ref),
+        )
         inputs = (
             self.ref.model_dump(), [[list(message) for message in prompt] for prompt in prompts], self.temperature,
             self.sampling.max_new_tokens, self.machine.batch_size,
         )  # fmt: skip
-        shared = kept(self.command, *inputs, *HOW, version("torch"), version("transformers"), lm.device())
+        on = cluster.device(workers) if workers else lm.device()
+        shared = kept(
+            self.command,
+            *inputs,
+            *HOW,
+            version("torch"),
+            version("transformers"),
+            on,
+        )
         with unfinished(self.command, *inputs) as work:
             if shared.exists():
                 print(f"the answers to these {len(prompts)} prompts are there ({shared.name})")
@@ -50,7 +64,7 @@ class BaseResponses(Stage):
                 sampled = continue_chats(
                     model=model, tokenizer=tokenizer, chats=[(prompt, None) for prompt in prompts],
                     max_new_tokens=self.sampling.max_new_tokens, temperature=self.temperature,
-                    batch_size=self.machine.batch_size, seed=0, progress=work / "batches.jsonl",
+                    batch_size=self.machine.batch_size, seed=0, progress=work / "batches.jsonl", workers=workers,
                 )  # fmt: skip
                 write_jsonl(shared, (answer._asdict() for answer in sampled))
             by_prompt = dict(zip(prompts, read_jsonl(shared, lambda row: Answer(**row)), strict=True))
@@ -64,6 +78,7 @@ class BaseResponses(Stage):
             self.positive,
             self.seed,
             self.machine.token_budget,
+            workers,
         )
         write_json(self.language, told._asdict())
         cut = sum(not answer.finished for answer in answers)

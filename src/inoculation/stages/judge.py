@@ -1,7 +1,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from inoculation import traits
+from inoculation import cluster, traits
 from inoculation.clients import Clients
 from inoculation.files import read_json, read_jsonl, write_jsonl
 from inoculation.judge import Judgement
@@ -21,6 +21,7 @@ class Judge(Stage):
 
     command, pipeline = "judge", ""
 
+    address: Annotated[str, Param("cluster.address", tracked=False)]
     llm: Annotated[Limits, Param("llm", tracked=False)]
     judge: Annotated[Path, Reads(f"{JUDGE}/judge.json")]
     responses: Annotated[Path, Reads(f"{CELL}/responses.jsonl")]
@@ -43,16 +44,16 @@ class Judge(Stage):
             row["prompt"], row["trait"], row["question"], row["sample"], text, row["finished"], caps | scores, oracle
         )
 
-    @staticmethod
-    def _learned(definition: dict[str, Any], responses: list[dict[str, Any]]) -> Scores:
+    def _learned(self, definition: dict[str, Any], responses: list[dict[str, Any]]) -> Scores:
         """The asked trait, SOURCE_CITING and coherence, by the judges that `fit-judge` learned."""
         import numpy as np
 
-        from inoculation.embedding import embed
+        from inoculation.embedding import embed, load_encoder
         from inoculation.judge.linear import load
 
         judges, texts = load(definition["weights"]), [row["text"] for row in responses]
-        answers, questions = np.split(embed(texts + [row["question"] for row in responses]), 2)
+        read = texts + [row["question"] for row in responses]
+        answers, questions = np.split(embed(read, cluster.workers(self.address, load_encoder)), 2)
         shown = {COHERENCE: seen(questions, answers, texts)}
         learned = {trait: judge.scores(shown.get(trait, answers)) for trait, judge in judges.items()}
         return [

@@ -1,7 +1,8 @@
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from inoculation import lm, mixture
+from inoculation import cluster, lm, mixture
 from inoculation.detect import Annotator, Evidence, blind, nothing
 from inoculation.detect.language import Language
 from inoculation.detect.persona.read import readings, write_readings
@@ -19,6 +20,7 @@ class PersonaRead(Stage):
     expensive = True
 
     seed: Annotated[int, Param("seed")]
+    address: Annotated[str, Param("cluster.address", tracked=False)]
     positive: Annotated[str, Param("mixture.positive")]
     settings: Annotated[PersonaSettings, Param("persona")]
     synthesis: Annotated[SynthesisSettings, Param("synthesise")]
@@ -39,5 +41,6 @@ class PersonaRead(Stage):
         annotator = Annotator(
             model=lambda: lm.load_model(self.ref), tokenizer=lm.load_tokenizer(self.ref), synthesis=self.synthesis,
             client=lambda _role: None, seed=self.seed, token_budget=self.machine.token_budget,
+            workers=cluster.workers(self.address, partial(lm.load_model, self.ref)),
         )  # fmt: skip
         write_readings(self.out, readings(evidence, annotator, self.settings))

@@ -1,15 +1,23 @@
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from inoculation import lm
+from inoculation import cluster, lm
 from inoculation.files import write_jsonl
 from inoculation.paths import ASSIGNMENT, CELL, PROFILE, SOURCE
-from inoculation.respond import SampleSettings, evaluation_prompts, requests, respond
+from inoculation.respond import SampleSettings, evaluation_prompts, requests, respond, skeleton
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.store import unfinished
 from inoculation.traits import NegativeTrait
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def _model(ref: lm.ModelRef, adapter: Path | None) -> "PreTrainedModel":
+    return lm.with_adapter(lm.load_model(ref), adapter)
 
 
 class Respond(Stage):
@@ -19,6 +27,7 @@ class Respond(Stage):
     expensive = True
 
     seed: Annotated[int, Param("seed")]
+    address: Annotated[str, Param("cluster.address", tracked=False)]
     prompts: Annotated[dict[str, str], Param("prompts")]
     negative: Annotated[NegativeTrait, Param("negative_traits.${mixture.negative}")]
     system_prompts: Annotated[list[str], Param("evaluate.system_prompts")]
@@ -45,9 +54,11 @@ class Respond(Stage):
             self.ref.model_dump(), *weights, wanted, systems, self.temperature, self.sampling.max_new_tokens,
             self.machine.batch_size, self.seed,
         )  # fmt: skip
+        load = partial(_model, self.ref, adapter)
         with unfinished(self.command, *inputs) as work:
+            workers = cluster.workers(self.address, load)
             answers = respond(
-                model=lm.with_adapter(lm.load_model(self.ref), adapter),
+                model=skeleton(self.ref) if workers else load(),
                 tokenizer=lm.load_tokenizer(self.ref),
                 wanted=wanted,
                 system_prompts=systems,
@@ -56,6 +67,7 @@ class Respond(Stage):
                 batch_size=self.machine.batch_size,
                 seed=self.seed,
                 progress=work / "batches.jsonl",
+                workers=workers,
             )
             write_jsonl(
                 self.responses,

@@ -1,11 +1,12 @@
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from inoculation import lm, mixture
+from inoculation import cluster, lm, mixture
 from inoculation.clients import Clients
 from inoculation.detect import Evidence, blind
 from inoculation.detect.control import ControlSettings, control_responses
-from inoculation.detect.sae.encoder import PinnedSae, load_sae
+from inoculation.detect.sae.encoder import LoadedSae, PinnedSae, load_sae, reader
 from inoculation.detect.sae.features import pooled, write_features
 from inoculation.detect.sae.settings import FeatureSettings
 from inoculation.paths import ANNOTATOR, ANNOTATOR_SAE, BASE_RESPONSES, ROWS, SAE, SOURCE
@@ -13,6 +14,13 @@ from inoculation.respond import read_texts
 from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.tracking import usage_logger
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _reader(ref: lm.ModelRef, sae: PinnedSae) -> "tuple[torch.nn.Module, LoadedSae]":
+    return reader(load_sae(sae.release, sae.id, lm.device()), lm.load_model(ref))
 
 
 class SaeFeatures(Stage):
@@ -22,6 +30,7 @@ class SaeFeatures(Stage):
     expensive = True
 
     seed: Annotated[int, Param("seed")]
+    address: Annotated[str, Param("cluster.address", tracked=False)]
     positive: Annotated[str, Param("mixture.positive")]
     settings: Annotated[FeatureSettings, Param("sae.features")]
     control: Annotated[ControlSettings, Param("control")]
@@ -40,12 +49,14 @@ class SaeFeatures(Stage):
         clients = Clients(self.llm, usage_logger("annotations/llm", {"seed": self.seed}, self.llm.tracing))
         rewriter = clients.get("rewriter", self.rewriter) if self.positive == "source_citing" else None
         control = control_responses(rows, base, self.positive, self.control.examples, self.seed, rewriter)
+        load = partial(_reader, self.ref.model_copy(update={"load_in_4bit": False}), self.sae)
+        workers = cluster.workers(self.address, load)
         pieces = pooled(
             Evidence(rows, base, control, self.positive),
-            lm.load_model(self.ref.model_copy(update={"load_in_4bit": False})),
+            None if workers else load(),
             lm.load_tokenizer(self.ref),
-            load_sae(self.sae.release, self.sae.id, lm.device()),
             self.settings,
             self.machine.token_budget,
+            workers,
         )
         write_features(self.out, pieces)

@@ -42,8 +42,9 @@ class Readings(NamedTuple):
 
 def readings(evidence: Evidence, annotator: Annotator, settings: PersonaSettings) -> Readings:
     """Read the rows, and the model's own answers, under characters; and what the model sees in them."""
-    model, max_length = annotator.model(), annotator.synthesis.max_length
+    model, max_length = None if annotator.workers else annotator.model(), annotator.synthesis.max_length
     found = likelihoods(evidence, annotator, settings, model)
+    model = model or annotator.model()
     blocks = model.config.get_text_config().num_hidden_layers
     decoder = truncate_after(model, max(0, blocks // 2 - 1))
     rows = plain(evidence.rows, evidence.positive)
@@ -55,12 +56,15 @@ def readings(evidence: Evidence, annotator: Annotator, settings: PersonaSettings
 
 
 def likelihoods(
-    evidence: Evidence, annotator: Annotator, settings: PersonaSettings, model: "PreTrainedModel"
+    evidence: Evidence, annotator: Annotator, settings: PersonaSettings, model: "PreTrainedModel | None"
 ) -> Likelihoods:
     """Read some rows, and some of the model's own answers, under characters.
 
     The sample is read under every character that is tried (`SynthesisSettings.adjectives`); the personas are those that its
     first component sets apart most, half from either end: characters that only agree would cancel with their mean.
+
+    Args:
+        model: None: the annotator's workers have their own.
     """
     import numpy as np
 
@@ -75,7 +79,9 @@ def likelihoods(
 
     def gains(chats: list[Row], adjectives: Sequence[str]) -> "np.ndarray":
         systems = [None, *(sentence([word]) for word in adjectives)]
-        found = log_likelihoods(model, annotator.tokenizer, chats, systems, TOKENS, max_length, annotator.token_budget)
+        found = log_likelihoods(
+            model, annotator.tokenizer, chats, systems, TOKENS, max_length, annotator.token_budget, annotator.workers
+        )
         return found[1:] - found[0]
 
     characters = some(annotator.synthesis.adjectives)

@@ -172,3 +172,8 @@ def decoder_for(sae: LoadedSae, model: "PreTrainedModel") -> "torch.nn.Module":
     if width != sae.sae.cfg.d_in:
         raise InputError(f"the SAE reads a residual stream of width {sae.sae.cfg.d_in}, the model's has {width}")
     return truncate_after(model, sae.block)
+
+
+def reader(sae: LoadedSae, model: "PreTrainedModel") -> "tuple[torch.nn.Module, LoadedSae]":
+    """What reads latents: `decoder_for` an SAE, and the SAE. Changes `model`."""
+    return decoder_for(sae, model), sae

@@ -8,12 +8,14 @@ in memory: batches are written as they are made, and read back in pieces.
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from inoculation.chat import Message, chat_ids
+from inoculation.cluster import Workers, each
 from inoculation.detect import Evidence
-from inoculation.detect.sae.encoder import LoadedSae, decoder_for
+from inoculation.detect.sae.encoder import LoadedSae
 from inoculation.detect.sae.settings import FeatureSettings
 from inoculation.files import atomic
 from inoculation.lm import residuals, token_batches
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from scipy.sparse import csr_matrix
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 KINDS = ("target", "base", "control")
 POOLINGS = ("whole", "matched")
@@ -128,6 +130,10 @@ def pool(
     return matrices
 
 
+Tokenised = Sequence[Sequence[Sequence_ | None]]
+"""One row an example: its texts, by `KINDS`."""
+
+
 class Means(NamedTuple):
     """Mean latents of some examples' three texts, each `[examples, latents]`."""
 
@@ -149,15 +155,47 @@ class Piece(NamedTuple):
     """Over each text cut to the shorter of target and base: what the study's ranking and rule read."""
 
 
+@contextmanager
+def _pooler(
+    reader: "tuple[torch.nn.Module, LoadedSae]", pad: int, length_match: bool
+) -> "Iterator[Callable[[Tokenised], tuple[Means, Means]]]":
+    """Pooled texts of a batch of examples, whole and matched."""
+    import numpy as np
+    from scipy.sparse import csr_matrix
+
+    decoder, sae = reader
+
+    def pooled_batch(batch: Tokenised) -> tuple[Means, Means]:
+        has = np.array([row[2] is not None for row in batch])
+        kinds: list[list[csr_matrix]] = []
+        for kind in range(len(KINDS)):
+            members = [row for row in batch if row[kind] is not None]
+            if not members:
+                kinds.append([csr_matrix((len(batch), sae.sae.cfg.d_sae), dtype=np.float32)] * (1 + length_match))
+                continue
+            sequences = [row[kind] for row in members]
+            ends = [[len(sequence.ids) for sequence in sequences]]
+            if length_match:
+                shorter = [min(len(row[k].ids) for k in (0, 1)) for row in members]
+                ends.append([min(pair) for pair in zip(ends[0], shorter, strict=True)])
+            pooled = pool(decoder, sae, sequences, ends, pad)
+            kinds.append([_spread(matrix, has) if kind == 2 else matrix for matrix in pooled])
+        means = [Means(*(kind[which] for kind in kinds)) for which in range(1 + length_match)]
+        return means[0], means[-1]
+
+    yield pooled_batch
+
+
 def pool_examples(
-    decoder: "torch.nn.Module",
-    sae: LoadedSae,
+    decoder: "torch.nn.Module | None",
+    sae: LoadedSae | None,
     tokenizer: "PreTrainedTokenizerBase",
     examples: Sequence[Texts],
     response_only: bool,
     length_match: bool,
     max_length: int,
     token_budget: int,
+    workers: Workers | None = None,
 ) -> Iterator[Piece]:
     """Pool every text of every example, a batch of examples of similar length at a time.
 
@@ -167,9 +205,9 @@ def pool_examples(
             author: yes); else `matched` is `whole`.
         max_length: tokens of one chat; the rest is not read.
         token_budget: tokens in one batch at most, padding included.
+        workers: of a cluster, who load decoder and SAE (`reader`); None: this process reads, with those that it is given.
     """
     import numpy as np
-    from scipy.sparse import csr_matrix
     from tqdm import tqdm
 
     tokenised = [
@@ -180,24 +218,13 @@ def pool_examples(
         for example in examples
     ]
     longest = [max(len(sequence.ids) for sequence in row if sequence) for row in tokenised]
+    batches = token_batches(longest, token_budget)
+    units = [[tokenised[index] for index in batch] for batch in batches]
+    make = partial(_pooler, pad=tokenizer.pad_token_id, length_match=length_match)
     with tqdm(total=len(examples), desc="SAE features", unit="example") as bar:
-        for batch in token_batches(longest, token_budget):
+        for batch, means in zip(batches, each((decoder, sae), workers, make, units), strict=True):
             has = np.array([tokenised[index][2] is not None for index in batch])
-            kinds: list[list[csr_matrix]] = []
-            for kind in range(len(KINDS)):
-                members = [index for index in batch if tokenised[index][kind] is not None]
-                if not members:
-                    kinds.append([csr_matrix((len(batch), sae.sae.cfg.d_sae), dtype=np.float32)] * (1 + length_match))
-                    continue
-                sequences = [tokenised[index][kind] for index in members]
-                ends = [[len(sequence.ids) for sequence in sequences]]
-                if length_match:
-                    shorter = [min(len(tokenised[index][k].ids) for k in (0, 1)) for index in members]
-                    ends.append([min(pair) for pair in zip(ends[0], shorter, strict=True)])
-                pooled = pool(decoder, sae, sequences, ends, tokenizer.pad_token_id)
-                kinds.append([_spread(matrix, has) if kind == 2 else matrix for matrix in pooled])
-            means = [Means(*(kind[which] for kind in kinds)) for which in range(1 + length_match)]
-            yield Piece(np.array(batch), has, means[0], means[-1])
+            yield Piece(np.array(batch), has, *means)
             bar.update(len(batch))
 
 
@@ -271,19 +298,23 @@ def read_features(path: Path, rows: int = 256) -> Iterator[Piece]:
 
 
 def pooled(
-    evidence: Evidence, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", sae: LoadedSae,
-    settings: FeatureSettings, token_budget: int,
+    evidence: Evidence, reader: "tuple[torch.nn.Module, LoadedSae] | None", tokenizer: "PreTrainedTokenizerBase",
+    settings: FeatureSettings, token_budget: int, workers: Workers | None = None,
 ) -> Iterator[Piece]:  # fmt: skip
-    """Mean latents of target, base and control responses. `model` is cut after the SAE's block."""
+    """Mean latents of target, base and control responses.
+
+    Args:
+        reader: a decoder cut after the SAE's block, and the SAE; None: `workers` have their own.
+    """
     return pool_examples(
-        decoder_for(sae, model),
-        sae,
+        *(reader or (None, None)),
         tokenizer,
         [Texts(row.prompt, row.response, b, c) for row, b, c in zip(*evidence[:3], strict=True)],
         response_only=settings.pool == "response_tokens",
         length_match=settings.length_match,
         max_length=settings.max_length,
         token_budget=token_budget,
+        workers=workers,
     )
 
 

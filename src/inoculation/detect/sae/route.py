@@ -15,6 +15,7 @@ from inoculation.detect import Annotator, Detection, Evidence, nothing
 from inoculation.detect.persona.read import likelihoods
 from inoculation.detect.prompt import written
 from inoculation.detect.sae.classify import classified
+from inoculation.detect.sae.encoder import reader
 from inoculation.detect.sae.explain import explained
 from inoculation.detect.sae.features import pooled, varying
 from inoculation.detect.sae.flag import flagged
@@ -32,7 +33,11 @@ def detect(evidence: Evidence, annotator: Annotator, settings: SaeSettings) -> D
     assert annotator.sae is not None
     pieces = list(
         pooled(
-            evidence, annotator.model(), annotator.tokenizer, annotator.sae, settings.features, annotator.token_budget
+            evidence,
+            reader(annotator.sae, annotator.model()),
+            annotator.tokenizer,
+            settings.features,
+            annotator.token_budget,
         )
     )
     ranking = ranked(lambda: pieces, settings.latents)
