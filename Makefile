@@ -1,17 +1,24 @@
-# make repro | test | ui [PORT=5000] | smollm2 | lint. Everything is installed into .venv from requirements.lock.
+# make repro | test | soak-ray | ui [PORT=5000] | smollm2 | lint. Everything is installed into .venv from requirements.lock.
 PYTHON ?= python3
 PORT ?= 5000
 SHELL := /bin/bash
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test ui lint lock smollm2
+.PHONY: repro test soak-ray ui lint lock smollm2
 repro: .venv/installed
 	$(BIN)/dvc repro
 
 test: export OMP_NUM_THREADS := 1
 test: .venv/installed .venv/smollm2
 	$(BIN)/pytest -n 2 --dist worksteal --durations 12
+
+# More than one process for a stage, which the suite leaves out because it takes minutes; installs Ray into .venv.
+soak-ray: export OMP_NUM_THREADS := 1
+soak-ray: export SOAK := 1
+soak-ray: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[ray]'
+	$(BIN)/pytest -p no:xdist --durations 12 tests/test_scale.py tests/test_cluster.py
 
 # One process for one person; nothing here uses the jobs of the server. MLflow imports LiteLLM, whose fetch of a price table can
 # hang the server where there is no network.

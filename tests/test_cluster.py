@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
+from conftest import Project
 from test_scale import WORDS, chats, ref  # noqa: F401
 
 from inoculation import lm
@@ -22,7 +22,9 @@ from inoculation.embedding import embed, load_encoder
 from inoculation.files import InputError
 from inoculation.respond import continue_chats, skeleton
 
-WITH_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not here: pip install '.[ray]'")
+WITH_RAY = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not here: pip install --editable '.[ray]'"
+)
 
 
 @contextmanager
@@ -41,22 +43,24 @@ def test_in_this_process_units_come_in_order_from_one_function():
 def test_without_ray_an_address_is_refused_and_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(
-        InputError, match=r"cluster.address: 'local' needs Ray: .*pip install '\.\[ray\]', or leave it empty"
+        InputError, match=r"cluster.address: 'local' needs Ray: .*pip install --editable '\.\[ray\]', or leave it empty"
     ):
         workers("local", list)
 
 
 @pytest.fixture(scope="module")
 def ray():
-    """A cluster of this machine: two workers, one thread each."""
+    """A cluster of this machine: a worker a core, with one thread; they find this module too."""
     import ray
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        workers("local", list)
+        yield ray
+        ray.shutdown()
     torch.set_num_threads(threads)
 
 
@@ -113,3 +117,38 @@ def test_a_cluster_gives_the_bytes_of_this_process(ray, ref, tmp_path):  # noqa:
     assert read[0].tobytes() == read[1].tobytes() and len(np.unique(read[0])) > 60
     texts = [" ".join(WORDS[: 1 + i % 16]) + f" {i}" for i in range(300)]
     assert embed(texts).tobytes() == embed(texts, workers("local", load_encoder)).tobytes()
+
+
+@WITH_RAY
+@pytest.mark.skipif("SOAK" not in os.environ, reason="minutes: make soak-ray")
+def test_the_stages_leave_the_same_bytes(copy: Project):
+    """One after the other in this process and, deleted, on a cluster that each starts."""
+    commands = ("base-responses", "persona-read", "profile-sae pocket", "sae-features", "respond", "judge")
+
+    def left() -> dict[str, bytes]:
+        copy.run(
+            "bash",
+            "-c",
+            "rm -rf .cache/kept data/annotations data/saes data/cells/*/*/*/*/*/{responses,judgements}.jsonl",
+        )
+        for command in commands:
+            copy.run("inoculation", *command.split())
+        paths = [
+            path
+            for top in ("annotations", "cells")
+            for path in (copy.folder / "data" / top).rglob("*")
+            if path.is_file()
+        ]
+        return {str(path.relative_to(copy.folder)): path.read_bytes() for path in paths}
+
+    here = left()
+    copy.set(cluster={"address": "local"})
+    there = left()
+    assert [path for path in here if here[path] != there[path]] == [] and here.keys() == there.keys()
+    assert {Path(path).name for path in here} >= {
+        "base_responses.jsonl",
+        "readings.npz",
+        "features.parquet",
+        "responses.jsonl",
+        "judgements.jsonl",
+    }

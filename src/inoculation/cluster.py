@@ -44,13 +44,18 @@ def workers(address: str, load: Callable[[], Any]) -> Workers | None:
         import ray.data
     except ImportError as error:
         raise InputError(
-            f"cluster.address: {address!r} needs Ray: {error}; valid: pip install '.[ray]', or leave it empty"
+            f"cluster.address: {address!r} needs Ray: {error}; valid: pip install --editable '.[ray]', or leave it empty"
         ) from None
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Workers run the code of the checkout that calls, whichever is installed there.
+        path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
         options = {"include_dashboard": False} if address == "local" else {}
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            ray.init(
+                address=address, log_to_driver=False, logging_level=logging.ERROR,
+                runtime_env={"env_vars": {"PYTHONPATH": path}}, **options,
+            )  # fmt: skip
         except (ConnectionError, RuntimeError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
             raise InputError(f"cluster.address: {address!r}: {first}; valid: local, auto, HOST:PORT") from None

@@ -70,14 +70,14 @@ def _embedder(encoder: "tuple[Tokenizer, Read]") -> "Iterator[Callable[[list[lis
 
     tokenizer, read = encoder
 
+    @torch.inference_mode()  # of the thread that calls
     def embedded(batch: list[str]) -> "np.ndarray":
         encoded = tokenizer.encode_batch(batch)
         states, there = read([one.ids for one in encoded], [one.attention_mask for one in encoded])
         mean = (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
         return torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
 
-    with torch.inference_mode():
-        yield lambda batches: [embedded(batch) for batch in batches]
+    yield lambda batches: [embedded(batch) for batch in batches]
 
 
 def _encoder(folder: Path, device: str) -> "Read":

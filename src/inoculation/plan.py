@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -158,6 +159,10 @@ def missing(raw: Mapping[str, Any]) -> list[str]:
         if any(step == (load("profile"), name) for step in steps):
             problems += [f"profile {name}: {problem}" for problem in _missing_artefacts(raw["profiles"][name], steps)]
     problems += _missing_llms(raw)
+    if raw["cluster"]["address"] and find_spec("ray") is None:
+        problems.append(
+            "cluster.address: Ray is not installed; valid: pip install --editable '.[ray]', or leave it empty"
+        )
     return list(dict.fromkeys(problems))
 
 
