@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from inoculation import lm
 from inoculation.chat import Message
+from inoculation.cli import _gpus
 from inoculation.files import InputError
 from inoculation.launch import launch
 from inoculation.mixture import Row, TrainingChat
@@ -96,6 +98,12 @@ def test_processes_that_do_not_share_a_step_evenly_are_refused():
     ):
         parse_params(raw | {"cluster": raw["cluster"] | {"processes": 3}})
     assert parse_params(raw | {"cluster": raw["cluster"] | {"processes": 4}}).cluster.processes == 4
+
+
+def test_a_stage_takes_a_gpu_a_process_all_for_a_cluster_of_its_own_else_one(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    stages = ({"processes": 2}, {"address": "local"}, {"address": "10.0.0.1:6379"}, {"address": ""}, {})
+    assert [_gpus(SimpleNamespace(**fields)) for fields in stages] == [2, 3, 1, 1, 1]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
