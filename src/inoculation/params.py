@@ -52,6 +52,10 @@ class BaseResponsesParams(Model):
     temperature: Annotated[float, Field(ge=0, le=2)]
 
 
+class SteeringParams(Model):
+    strength: Annotated[float, Field(gt=0)]
+
+
 class SourceParams(Model):
     traits: Text
     rewriter: Role
@@ -97,6 +101,7 @@ class Params(Model):
     control: ControlSettings
     synthesise: SynthesisSettings
     persona: PersonaSettings
+    steering: SteeringParams
     sae: SaeSettings
     audit: AuditSettings
     llm: Limits
@@ -203,7 +208,8 @@ def parse_params(raw: Any, source: str = "params.yaml") -> Params:
         problems += [complaint.removeprefix(".") for complaint in complaints(error)]
     if params is not None:
         known = params.mixture.source in params.sources
-        if params.group in GROUPS and (reason := why_not(params.group, params.mixture.contamination, known)):
+        own = params.annotator == params.profile
+        if params.group in GROUPS and (reason := why_not(params.group, params.mixture.contamination, known, own)):
             problems.append(f"group: {reason}")
     if problems or params is None:
         listed = "\n".join(f"  - {problem}" for problem in problems)

@@ -8,6 +8,7 @@ from inoculation import lm, train
 from inoculation.files import atomic, write_json
 from inoculation.mixture import read_training_chats
 from inoculation.paths import ASSIGNMENT, CELL, PROFILE
+from inoculation.preventative import Steering
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.store import unfinished
 
@@ -23,6 +24,8 @@ class Train(Stage):
     settings: Annotated[train.TrainSettings, Reads(f"{PROFILE}/train.json")]
     ref: Annotated[lm.ModelRef, Reads(f"{PROFILE}/model.json")]
     chats: Annotated[Path, Reads(f"{ASSIGNMENT}/chats.jsonl")]
+    first: Annotated[Path, Reads(f"{ASSIGNMENT}/first.jsonl")]
+    steering: Annotated[Steering | None, Reads(f"{ASSIGNMENT}/steering.json")]
     adapter: Annotated[Path, Writes(f"{CELL}/adapter")]
     record: Annotated[Path, Writes(f"{CELL}/training.json")]
 
@@ -45,11 +48,13 @@ class Train(Stage):
             mlflow.log_metrics({f"train/{key}": value for key, value in metrics.items()}, step=step)
 
         name = "/".join(self.record.parts[2:-1])
-        inputs = (self.ref.model_dump(), self.settings.model_dump(), self.seed)
-        with unfinished(self.command, self.chats, *inputs) as work, tracking.run("training", name):
+        steering = self.steering and self.steering.model_dump()
+        inputs = (self.chats, self.first, steering, self.ref.model_dump(), self.settings.model_dump(), self.seed)
+        with unfinished(self.command, *inputs) as work, tracking.run("training", name):
             result, cost = train.train(
-                self.ref, self.settings, self.save_steps, chats, self.seed, self.adapter, work, on_log
-            )
+                self.ref, self.settings, self.save_steps, chats, self.seed, self.adapter, work, on_log,
+                first=read_training_chats(self.first), steering=self.steering,
+            )  # fmt: skip
             mlflow.log_metrics({f"train/{key}": value for key, value in cost._asdict().items()})
             write_json(self.record, {"trained": True, **result._asdict(), "log": log})
         if result.cut_examples:
