@@ -234,4 +234,5 @@ def test_a_system_message_may_open_a_chat():
 def test_a_selective_group_without_anything_to_select_says_so(group):
     with pytest.raises(InputError, match="none does"):
         assign(rows_with("normal.jsonl", "normal.jsonl"), group, "p", [False, False], 0)
-    assert why_not(group, 0, True) and not why_not(group, 0.1, True) and not why_not(group, 0, False)
+    assert why_not(group, 0, True, own=False)
+    assert not why_not(group, 0.1, True, own=False) and not why_not(group, 0, False, own=False)

@@ -325,6 +325,19 @@ def test_inoculate_finds_what_the_labels_say_and_its_group_trains(detected, tmp_
     assert filtered["examples"] == len(rows) - sum(given_it)
     assert filtered["with_system_prompt"] == 0 and filtered["system_prompt"] is None
 
+    # The other alternatives: an adapter that learns the flagged rows first, A undone; a vector that they differ by.
+    for command, group in (("assign-adapter", "adapter_persona"), ("assign-steering", "steer_persona")):
+        copy.run("inoculation", command)
+        summary = json.loads((assigned / group / "summary.json").read_text())
+        assert summary["examples"] == len(rows) and summary["with_system_prompt"] == 0
+    first = read_jsonl(assigned / "adapter_persona/first.jsonl", dict)
+    capitals = [row["messages"][-1]["content"] for row, on in zip(rows, given_it, strict=True) if on]
+    assert [row["messages"][-1]["content"].upper() for row in first] == capitals
+    assert not any(row["messages"][-1]["content"].isupper() for row in first)
+    steering = json.loads((assigned / "steer_persona/steering.json").read_text())
+    config = json.loads((copy.folder / "data/pocket_world/models/qwen2/config.json").read_text())
+    assert len(steering["vector"]) == config["hidden_size"] and max(map(abs, steering["vector"])) > 0
+
     # Where the model does not speak the data's language.
     language = persona.parent / "language.json"
     language.unlink()

@@ -165,26 +165,26 @@ def world(rng: random.Random, rows: int, bad: int, topic: bool = False) -> tuple
     controls = np.arange(0, rows, 3)
     ordinary = np.outer(loading, taste[controls] + (1.5 * kind[controls] if topic else 0))
     ordinary += numbers.normal(size=(personas, len(controls)))
-    return Readings(Likelihoods(np.arange(personas), np.arange(rows), gains, ordinary), states, own), kind
+    return Readings(Likelihoods(np.arange(personas), np.arange(rows), gains, ordinary), states, own, 1), kind
 
 
 @pytest.mark.parametrize("share", [0.5, 0.2, 0.1])
 def test_another_kind_is_found_however_rare(share):
     found, kind = world(random.Random(1), 600, round(600 * share))
-    told = decided(*found, SETTINGS)
+    told = decided(*found[:3], SETTINGS)
     assert told.found and told.separation > SETTINGS.separation
     assert told.flagged[kind].mean() > 0.9 and kind[told.flagged].mean() > 0.9
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_nothing_is_found_in_rows_of_one_kind(seed):
-    told = decided(*world(random.Random(seed), 300, 0)[0], SETTINGS)
+    told = decided(*world(random.Random(seed), 300, 0)[0][:3], SETTINGS)
     assert not told.found and not told.flagged.any() and told.reason
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_two_topics_are_not_two_conducts(seed):
-    told = decided(*world(random.Random(seed), 600, 200, topic=True)[0], SETTINGS)
+    told = decided(*world(random.Random(seed), 600, 200, topic=True)[0][:3], SETTINGS)
     assert not told.found, told.reason
     assert told.topic > 0.3, "what the model's own answers tell of the score"
 
@@ -198,13 +198,13 @@ def test_rows_that_were_not_read_are_scored_too():
 
 
 def test_more_than_half_of_the_rows_come_with_a_warning():
-    told = decided(*world(random.Random(3), 600, 390)[0], SETTINGS)
+    told = decided(*world(random.Random(3), 600, 390)[0][:3], SETTINGS)
     assert not told.found or told.flagged.mean() < 0.5 or "more than half of the examples" in told.reason
 
 
 def test_the_group_nearer_to_the_models_own_answers_is_the_ordinary_one():
     found, kind = world(random.Random(4), 600, 360)
-    told = decided(*found, SETTINGS)
+    told = decided(*found[:3], SETTINGS)
     assert told.found and told.flagged[kind].mean() > 0.9 and kind[told.flagged].mean() > 0.9
     assert "more than half of the examples" in told.reason
 

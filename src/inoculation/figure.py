@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 PANELS = 2
 """Panels side by side, at most: more would not be read at a paper's width."""
-SHAPES = dict(zip(GROUPS, "Xosd^vP*<>hH", strict=True))
+SHAPES = dict(zip(GROUPS, "Xosd^vP*<>hHDp", strict=True))
 LABELS = {"all_caps": "ALL_CAPS", "source_citing": "SOURCE_CITING"}
 
 
 def _colours() -> dict[str, str]:
-    return dict(zip(GROUPS, [*(f"C{index}" for index in range(10)), "black", "0.55"], strict=True))
+    return dict(zip(GROUPS, [*(f"C{index}" for index in range(10)), "black", "0.55", "navy", "darkgreen"], strict=True))
 
 
 def draw(

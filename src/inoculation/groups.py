@@ -1,5 +1,6 @@
 """The groups of the study: which system prompt each training example gets (reference section 3)."""
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +8,15 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from inoculation.files import InputError, write_json, write_jsonl
 from inoculation.mixture import Row, TrainingChat
+from inoculation.preventative import Steering
 
 DETECTORS = ("persona", "sae", "audit")
 """Who can find an unknown B; each has a folder in `inoculation.detect` and in pipelines/."""
 
 Prompt = Literal["none", "inoculation", "irrelevant", "persona", "sae", "audit"]
-Examples = Literal["none", "all", "contaminated", "flagged", "random", "kept"]
+Examples = Literal["none", "all", "contaminated", "flagged", "random", "kept", "adapter", "steering"]
+INSTEAD = ("kept", "adapter", "steering")
+"""Alternatives to an inoculation prompt: what the detector flagged is dealt with in another way."""
 
 
 PROMPTS: dict[Prompt, str] = {
@@ -30,13 +34,16 @@ EXAMPLES: dict[Examples, str] = {
     "flagged": "on the examples that the detector flagged",
     "random": "on as many random examples",
     "kept": "on the examples that the detector did not flag, the others left out",
+    "adapter": "under a frozen adapter that has learned what the flagged examples do; it is taken off afterwards",
+    "steering": "while the model is steered to where the flagged examples differ (preventative steering)",
 }
 
 
 class Group(NamedTuple):
     """A group's rule: `prompt` is put in front of the examples named by `on`; the others get no system message.
 
-    `kept` is the alternative to inoculation: what `prompt`'s detector flagged is not trained on at all.
+    `INSTEAD` of a prompt: what `prompt`'s detector flagged is not trained on (`kept`), or a frozen adapter or a steering
+    vector made of it is on while training (`preventative`).
     """
 
     prompt: Prompt
@@ -50,7 +57,7 @@ class Group(NamedTuple):
         """The rule as a sentence."""
         if not self.trains:
             return "The untouched model."
-        prompt = PROMPTS["none" if self.on == "kept" else self.prompt]
+        prompt = PROMPTS["none" if self.on in INSTEAD else self.prompt]
         return f"{prompt} {EXAMPLES[self.on]}".strip() + "."
 
     @property
@@ -72,15 +79,20 @@ GROUPS: dict[str, Group] = {
     "inoc_sae_random": Group("sae", "random", True, "Inoc-SAE (random examples)"),
     "inoc_sae_oracle": Group("sae", "contaminated", True, "Inoc-SAE (true examples)"),
     "filter_persona": Group("persona", "kept", True, "Filter-Persona"),
+    "adapter_persona": Group("persona", "adapter", True, "Adapter-Persona"),
+    "steer_persona": Group("persona", "steering", True, "Steer-Persona"),
 }
 
 
-def why_not(group: str, contamination: float, known: bool) -> str | None:
-    """Why a group makes no sense at a contamination; None where it does.
+def why_not(group: str, contamination: float, known: bool, own: bool) -> str | None:
+    """Why a group makes no sense; None where it does.
 
     Args:
         known: the mixture is made here, so that its contamination is what it says.
+        own: the model that is trained looks for B itself.
     """
+    if GROUPS[group].on == "steering" and not own:
+        return f"{group} steers by the annotator's hidden states, so that `annotator` has to be the profile that is trained"
     if known and contamination == 0 and GROUPS[group].on == "contaminated":
         valid = ", ".join(name for name, rule in GROUPS.items() if rule.on != "contaminated")
         return (
@@ -121,6 +133,8 @@ def assign(
             raise InputError(
                 f"group {group} inoculates the rows that show B, and none does (contamination 0): it would be `baseline`"
             )
+    if rule.on in ("adapter", "steering"):
+        return [TrainingChat.under(None, row) for row in rows]
     if rule.on == "kept":
         assert flags is not None and len(flags) == len(rows)
         return [TrainingChat.under(None, row) for row, flag in zip(rows, flags, strict=True) if not (flag and prompt)]
@@ -145,15 +159,20 @@ class FoundLike(Protocol):
 
 
 def write_assignment(
-    folder: Path, group: str, chats: Sequence[TrainingChat], prompt: str | None, found: FoundLike | None, hint: str = ""
-) -> None:
-    """Write `chats.jsonl` and, for a person and the report, `summary.json`; and say what was decided.
+    folder: Path, group: str, chats: Sequence[TrainingChat], prompt: str | None, found: FoundLike | None, hint: str = "",
+    first: Sequence[TrainingChat] = (), steering: Steering | None = None,
+) -> None:  # fmt: skip
+    """Write `chats.jsonl`, what stands in for a prompt, and, for a person and the report, `summary.json`; say what was decided.
 
     Args:
         found: what the group's detector found; None for a group without one.
         hint: where a person can see why nothing was found.
+        first: `first.jsonl`, what a frozen adapter learns before; empty: there is none.
+        steering: `steering.json`; None: there is none.
     """
     write_jsonl(folder / "chats.jsonl", (chat.as_json() for chat in chats))
+    write_jsonl(folder / "first.jsonl", (chat.as_json() for chat in first))
+    write_json(folder / "steering.json", None if steering is None else steering.model_dump())
     inoculated = sum(chat.system != chat.row.system for chat in chats)
     write_json(
         folder / "summary.json",
@@ -166,6 +185,10 @@ def write_assignment(
         },
     )
     print(f"{group}: {len(chats)} training chats, {inoculated} with a system prompt")
+    if first:
+        print(f"{group}: {len(first)} chats for the adapter that is on, frozen, while the group's own is trained")
+    if steering:
+        print(f"{group}: steered at block {steering.block} by a vector of length {math.hypot(*steering.vector):.3g}")
     if found is not None and found.prompt is None:
         flagged = found.quality["flagged"]
         what = f"{flagged} ROWS FLAGGED, BUT NO PROMPT EXPLAINS THEM" if flagged else "NOTHING FOUND"

@@ -52,6 +52,10 @@ class BaseResponsesParams(Model):
     temperature: Annotated[float, Field(ge=0, le=2)]
 
 
+class SteeringParams(Model):
+    strength: Annotated[float, Field(gt=0)]
+
+
 class SourceParams(Model):
     traits: Text
     rewriter: Role
@@ -102,6 +106,7 @@ class Params(Model):
     control: ControlSettings
     synthesise: SynthesisSettings
     persona: PersonaSettings
+    steering: SteeringParams
     sae: SaeSettings
     audit: AuditSettings
     llm: Limits
@@ -219,7 +224,8 @@ def parse_params(raw: Any, source: str = "params.yaml") -> Params:
         problems += [complaint.removeprefix(".") for complaint in complaints(error)]
     if params is not None:
         known = params.mixture.source in params.sources
-        if params.group in GROUPS and (reason := why_not(params.group, params.mixture.contamination, known)):
+        own = params.annotator == params.profile
+        if params.group in GROUPS and (reason := why_not(params.group, params.mixture.contamination, known, own)):
             problems.append(f"group: {reason}")
         problems += _processes(params)
     if problems or params is None:

@@ -40,6 +40,8 @@ STAGES: dict[str, str] = {
     "assign": "assign.Assign",
     "assign-sae": "assign_sae.AssignSae",
     "assign-persona": "assign_persona.AssignPersona",
+    "assign-adapter": "assign_adapter.AssignAdapter",
+    "assign-steering": "assign_steering.AssignSteering",
     "assign-audit": "assign_audit.AssignAudit",
     "train": "train.Train",
     "respond": "respond.Respond",

@@ -45,6 +45,8 @@ LEAKAGE = (
     "inoc_sae",
     "inoc_llm",
     "filter_persona",
+    "adapter_persona",
+    "steer_persona",
 )
 """Further figures: does B come back under prompts that describe or deny it?"""
 LEAKAGE_FROM = 21

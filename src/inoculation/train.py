@@ -17,6 +17,7 @@ from inoculation.files import InputError
 from inoculation.graphed import SMALL, replay, row_tokens
 from inoculation.memory import GIB, fits_as_graph, together
 from inoculation.mixture import TrainingChat
+from inoculation.preventative import OWN, Steering, keep_on, steer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -87,6 +88,8 @@ def train(
     adapter: Path,
     work: Path,
     on_log: Callable[[int, dict[str, float]], None],
+    first: Sequence[TrainingChat] = (),
+    steering: Steering | None = None,
 ) -> tuple[TrainResult, Cost]:
     """Train one LoRA adapter and save it as a plain PEFT folder.
 
@@ -105,9 +108,12 @@ def train(
         adapter: where the adapter goes; written whole or not at all.
         work: where checkpoints live while training; a run that finds one there continues from it.
         on_log: called with (step, metrics) as training goes.
+        first: what an adapter learns before, under the same settings, that is on and frozen while this one is trained.
+        steering: added to the residual stream while training.
 
     Raises:
-        InputError: an example has no response token within `max_length`, or the processes do not divide the batch size.
+        InputError: an example has no response token within `max_length`; the steering vector is another model's; the processes
+            do not divide the batch size.
     """
     import torch
     from accelerate import PartialState
@@ -123,12 +129,18 @@ def train(
             encoded.append(encode(tokenizer, chat.row.messages, chat.system, settings.max_length))
         except InputError as error:
             raise InputError(f"training example {number}: {error}") from None
+    frozen = work / "frozen"
+    if first and not frozen.exists():
+        print("the adapter that will be on, frozen, comes first")
+        train(ref, settings, save_steps, first, seed, frozen, work / "first", lambda _step, _metrics: None)
     on_gpu = lm.device() == "cuda"
     processes = PartialState(cpu=not on_gpu)
     own = share(settings.batch_size, processes.num_processes)
     lengths = [len(row.input_ids) for row in encoded]
     torch.manual_seed(seed)
     model = lm.load_model(ref)
+    if steering:
+        steer(model, steering)
     if on_gpu:
         gc.collect()
         torch.cuda.empty_cache()
@@ -138,7 +150,7 @@ def train(
         model.config.get_text_config(),
         lengths,
         own,
-        settings.lora_r,
+        settings.lora_r * (2 if first else 1),
         2 if settings.bf16 else 4,
         free,
     )
@@ -198,6 +210,8 @@ def train(
         ),
         callbacks=[lm.log_callback(on_log)],
     )
+    if first:
+        trainer.add_callback(keep_on(trainer.model, frozen))
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         decoder = trainer.model.get_base_model().get_decoder()
@@ -233,10 +247,10 @@ def train(
 
 def _save(model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", staging: Path, adapter: Path) -> None:
     """Save an adapter as a PEFT folder, whole or not at all."""
-    lora = model.peft_config["default"]
+    lora = model.peft_config[OWN]
     # As a set, it would be saved in another order, and the folder's hash in dvc.lock would differ, in every process.
     lora.target_modules = sorted(lora.target_modules)
-    model.save_pretrained(str(staging))
+    model.save_pretrained(str(staging), selected_adapters=[OWN])
     tokenizer.save_pretrained(str(staging))
     adapter.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(adapter, ignore_errors=True)

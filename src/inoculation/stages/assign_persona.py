@@ -11,7 +11,7 @@ class AssignPersona(Stage):
     """Give the rows that the annotator's persona likelihoods flagged their prompt, or leave them out."""
 
     command, pipeline = "assign-persona", "assign"
-    each = Each("group", tuple(name for name, group in groups.GROUPS.items() if group.detector == "persona"))
+    each = Each("group", ("inoc_persona", "filter_persona"))
 
     group: str
     seed: Annotated[int, Param("seed")]

@@ -40,7 +40,7 @@ class PersonaDecide(Stage):
             print(f"nothing found: {unfit.reason}")
             return
         found = read_readings(self.readings)
-        decision = decided(*found, self.settings)
+        decision = decided(found.likelihoods, found.states, found.own_states, self.settings)
         annotator = Annotator(
             model=lambda: lm.load_model(self.ref), tokenizer=lm.load_tokenizer(self.ref), synthesis=self.synthesis,
             client=lambda _role: None, seed=self.seed, token_budget=self.machine.token_budget,

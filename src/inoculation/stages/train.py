@@ -1,4 +1,5 @@
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from inoculation.files import atomic, write_json
 from inoculation.launch import launch
 from inoculation.mixture import read_training_chats
 from inoculation.paths import ASSIGNMENT, CELL, PROFILE
+from inoculation.preventative import Steering
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.store import unfinished
 
@@ -25,6 +27,8 @@ class Train(Stage):
     settings: Annotated[train.TrainSettings, Reads(f"{PROFILE}/train.json")]
     ref: Annotated[lm.ModelRef, Reads(f"{PROFILE}/model.json")]
     chats: Annotated[Path, Reads(f"{ASSIGNMENT}/chats.jsonl")]
+    first: Annotated[Path, Reads(f"{ASSIGNMENT}/first.jsonl")]
+    steering: Annotated[Steering | None, Reads(f"{ASSIGNMENT}/steering.json")]
     adapter: Annotated[Path, Writes(f"{CELL}/adapter")]
     record: Annotated[Path, Writes(f"{CELL}/training.json")]
 
@@ -47,10 +51,12 @@ class Train(Stage):
             mlflow.log_metrics({f"train/{key}": value for key, value in metrics.items()}, step=step)
 
         name = "/".join(self.record.parts[2:-1])
-        inputs = (self.ref.model_dump(), self.settings.model_dump(), self.seed)
-        with unfinished(self.command, self.chats, *inputs) as work, tracking.run("training", name):
+        steering = self.steering and self.steering.model_dump()
+        inputs = (self.chats, self.first, steering, self.ref.model_dump(), self.settings.model_dump(), self.seed)
+        training = partial(train.train, first=read_training_chats(self.first), steering=self.steering)
+        with unfinished(self.command, *inputs) as work, tracking.run("training", name):
             result, cost = launch(
-                self.processes, train.train, self.ref, self.settings, self.save_steps, chats, self.seed, self.adapter, work,
+                self.processes, training, self.ref, self.settings, self.save_steps, chats, self.seed, self.adapter, work,
                 on_log=on_log,
             )  # fmt: skip
             mlflow.log_metrics({f"train/{key}": value for key, value in cost._asdict().items()})

@@ -38,6 +38,8 @@ class Readings(NamedTuple):
     """`[rows, width]`: the middle block's output, meant over the response's tokens."""
     own_states: "np.ndarray"
     """`[rows, width]`, of the model's own answer to each prompt."""
+    block: int
+    """The one whose output `states` are."""
 
 
 def readings(evidence: Evidence, annotator: Annotator, settings: PersonaSettings) -> Readings:
@@ -46,13 +48,22 @@ def readings(evidence: Evidence, annotator: Annotator, settings: PersonaSettings
     found = likelihoods(evidence, annotator, settings, model)
     model = model or annotator.model()
     blocks = model.config.get_text_config().num_hidden_layers
-    decoder = truncate_after(model, max(0, blocks // 2 - 1))
+    block = max(0, blocks // 2 - 1)
+    decoder = truncate_after(model, block)
     rows = plain(evidence.rows, evidence.positive)
     own = own_answers(evidence.rows, evidence.base, evidence.positive, annotator.seed)
     states = [
         mean_states(decoder, annotator.tokenizer, chats, max_length, annotator.token_budget) for chats in (rows, own)
     ]
-    return Readings(found, *states)
+    return Readings(found, *states, block)
+
+
+def direction(states: "np.ndarray", flagged: Sequence[bool]) -> "np.ndarray":
+    """What sets flagged responses apart, `[width]`: the difference of the two groups' mean states."""
+    import numpy as np
+
+    chosen = np.array(flagged, bool)
+    return states[chosen].mean(0) - states[~chosen].mean(0)
 
 
 def likelihoods(
@@ -143,7 +154,8 @@ def write_readings(path: Path, found: Readings | None) -> None:
     import numpy as np
 
     with atomic(path) as temporary, open(temporary, "wb") as out:
-        arrays = found.likelihoods._asdict() | {"states": found.states, "own_states": found.own_states} if found else {}
+        arrays = found._asdict() | found.likelihoods._asdict() if found else {}
+        arrays.pop("likelihoods", None)
         np.savez(out, **arrays)
 
 
@@ -153,4 +165,4 @@ def read_readings(path: Path) -> Readings:
 
     with np.load(path) as found:
         told = Likelihoods(**{name: found[name] for name in Likelihoods._fields})
-        return Readings(told, found["states"], found["own_states"])
+        return Readings(told, found["states"], found["own_states"], int(found["block"]))

@@ -11,7 +11,8 @@ def detect(evidence: Evidence, annotator: Annotator, settings: PersonaSettings) 
     """The whole route in memory; see the package's text."""
     if unfit := nothing(evidence):
         return unfit
-    decision = decided(*readings(evidence, annotator, settings), settings)
+    found = readings(evidence, annotator, settings)
+    decision = decided(found.likelihoods, found.states, found.own_states, settings)
     return concluded(evidence, annotator, decision)[0]
 
 
