@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from inoculation.launch import launch
 from inoculation.mixture import Row, TrainingChat
 from inoculation.params import parse_params
 from inoculation.pocket.base import train_tokenizer
+from inoculation.preventative import Steering
 from inoculation.train import TrainSettings, train
 
 SETTINGS = TrainSettings(
@@ -151,7 +153,31 @@ def test_two_processes_train_what_one_trains_and_what_they_leave_is_continued(re
     assert relative_distance(tmp_path / "one", tmp_path / "two") < 1e-3
 
 
-@pytest.mark.skipif("SOAK" not in os.environ, reason="half a minute: SOAK=1")
+@pytest.mark.skipif("SOAK" not in os.environ, reason="half a minute: make soak-ray")
+def test_a_first_adapter_and_a_steering_vector_are_the_same_in_two_processes(ref, tmp_path):
+    training = partial(train, first=chats(13), steering=Steering(block=1, vector=[0.1] * 32))
+    results = [
+        launch(
+            processes,
+            training,
+            ref,
+            SETTINGS,
+            100,
+            chats(33),
+            0,
+            tmp_path / name,
+            tmp_path / f"{name}-work",
+            on_log=lambda *_: None,
+        )[0]
+        for processes, name in ((1, "one"), (2, "two"))
+    ]
+    assert results[0]._replace(train_loss=0) == results[1]._replace(train_loss=0) and results[0].steps == 15
+    assert results[0].train_loss == pytest.approx(results[1].train_loss, abs=1e-5)
+    for work in ("", "-work/frozen"):
+        assert relative_distance(tmp_path / f"one{work}", tmp_path / f"two{work}") < 1e-3
+
+
+@pytest.mark.skipif("SOAK" not in os.environ, reason="half a minute: make soak-ray")
 def test_the_stage_starts_them_and_leaves_what_one_process_leaves(copy):
     cell = copy.folder / "data/cells/pocket/pocket_chats/all_caps+evil-0.5/seed0/inoc_selective"
     before, shape = (
