@@ -1,12 +1,13 @@
 """Rates and intervals: missing judgements are counted, and the questions, not the answers, are drawn anew."""
 
+import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inoculation.effects import CellRates, Counts, marks, verdicts
-from inoculation.figure import draw
+from inoculation.figure import draw, draw_leakage
 from inoculation.report import Judgement, interval, question_rates, summarise
 
 
@@ -105,6 +106,22 @@ STUDY = {
     "inoc_selective": {"a": 0.88, "b": 0.05, "c": 0.02},
     "inoc_sae": {"a": 0.88, "b": 0.58, "c": 0.28},
 }
+
+
+def test_the_leakage_figure_has_a_line_a_group_and_a_mark_a_prompt(tmp_path):
+    leaks = {"a": 0.9, "b": 0.05, "own/b": 0.8, "negated/b": 0.3}
+    cells = [
+        cell(group, seed, rates)
+        for group, rates in {"baseline": {"a": 0.9, "b": 0.6, "negated/b": 0.6}, "inoc_selective": leaks}.items()
+        for seed in SEEDS
+    ]
+    paths = [tmp_path / name for name in ("leakage.svg", "leakage.png")]
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw_leakage(paths, cells, ["default", "own", "negated"], ["a", "b", "c"], "title", "note", 200)
+    told = paths[0].read_text()
+    for text in ("Baseline", "Inoc-Selective", "negated", "own", "share of responses that show B: b", "0.90"):
+        assert text in told
+    assert "coherent" not in told and paths[1].read_bytes().startswith(b"\x89PNG")
 
 
 def decided(study: dict[str, dict[str, float]], seeds: tuple[int, ...] = SEEDS) -> dict[str, str]:

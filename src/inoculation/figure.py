@@ -104,6 +104,79 @@ def draw(
     plt.close(figure)
 
 
+PROMPT_SHAPES = "ovsD*XPh<>"
+"""Of evaluation prompts, the default first."""
+
+
+def draw_leakage(
+    paths: Sequence[Path], cells: Sequence[CellRates], prompts: Sequence[str], traits: Sequence[str], title: str, note: str,
+    resamples: int,
+) -> None:  # fmt: skip
+    """Draw how much of B each group shows under every prompt: a line a group, from the least to the most.
+
+    Beside it A, and the share of coherent answers where they were judged, under the first prompt.
+
+    Args:
+        prompts: the first one is filled, with its interval.
+        traits: A, B, then C.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = {prompt: marks(cells, prompt, resamples) for prompt in prompts}
+    first, (positive, negative) = found[prompts[0]], traits[:2]
+    groups = [group for group in GROUPS if (group, negative) in first]
+    figure, axis = plt.subplots(figsize=(8.4, 1.6 + 0.4 * len(groups)), layout="constrained")
+    columns = [trait for trait in (positive, "coherence") if any((group, trait) in first for group in groups)]
+    beside = axis.get_yaxis_transform()
+    for y, group in enumerate(groups):
+        own = {prompt: found[prompt][group, negative] for prompt in prompts if (group, negative) in found[prompt]}
+        rates = [mark.rate for mark in own.values()]
+        axis.plot([min(rates), max(rates)], [y, y], color="0.8", linewidth=2, zorder=0)
+        default = own[prompts[0]]
+        axis.errorbar(
+            default.rate, y, xerr=[[default.rate - default.low], [default.high - default.rate]], fmt=PROMPT_SHAPES[0],
+            color="black", capsize=3, markersize=8, zorder=3,
+        )  # fmt: skip
+        for prompt, mark in list(own.items())[1:]:
+            shape = PROMPT_SHAPES[prompts.index(prompt) % len(PROMPT_SHAPES)]
+            axis.plot(mark.rate, y, shape, markerfacecolor="none", color="C0", markersize=7, zorder=2)
+        for place, trait in enumerate(columns):
+            if (group, trait) in first:
+                axis.text(
+                    1.03 + 0.1 * place, y, f"{first[group, trait].rate:.2f}", transform=beside, va="center", fontsize=9
+                )
+    for place, trait in enumerate(columns):
+        axis.text(
+            1.03 + 0.1 * place,
+            -0.9,
+            "A" if trait == positive else "coherent",
+            transform=beside,
+            va="center",
+            fontsize=9,
+        )
+    axis.set_yticks(range(len(groups)), [GROUPS[group].label for group in groups])
+    axis.set(ylim=(len(groups) - 0.4, -0.6), xlim=(-0.03, 1.03), xlabel=f"share of responses that show B: {negative}")
+    axis.set_title(title, fontsize=11, pad=22)
+    axis.grid(axis="x", color="0.9")
+    axis.spines[["top", "right"]].set_visible(False)
+    handles = [
+        axis.plot([], [], PROMPT_SHAPES[place % len(PROMPT_SHAPES)], color="C0" if place else "black",
+                  markerfacecolor="none" if place else "black", label=prompt)[0]
+        for place, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(7, len(prompts)), frameon=False, fontsize=8,
+        title=f"evaluated under; {note}", title_fontsize=8,
+    )  # fmt: skip
+    for path in paths:
+        with atomic(path) as temporary:
+            figure.savefig(temporary, dpi=140, format=path.suffix[1:])
+    plt.close(figure)
+
+
 class Point(NamedTuple):
     """A group at one value of a swept parameter."""
 

@@ -516,7 +516,7 @@ def draw_all(folder: Path, wanted: Sequence[Figure], told: Sequence[Outcome], ra
     """
     from tqdm import tqdm
 
-    from inoculation.figure import draw
+    from inoculation.figure import draw, draw_leakage
 
     by = {outcome.question: outcome for outcome in told}
     drawn = []
@@ -526,7 +526,7 @@ def draw_all(folder: Path, wanted: Sequence[Figure], told: Sequence[Outcome], ra
         if not own:
             continue
         assert outcome is not None
-        draw(
+        (draw_leakage if figure.groups == LEAKAGE else draw)(
             [folder / f"figure-{figure.number:02}.{suffix}" for suffix in ("png", "svg", "pdf")], own,
             prompts=figure.prompts, traits=outcome.traits,
             title=f"Figure {figure.number}: {figure.question}\n{figure.title}",
