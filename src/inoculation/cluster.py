@@ -12,10 +12,13 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from inoculation.files import InputError
 from inoculation.quiet import settle_libraries
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 M = TypeVar("M")
 U = TypeVar("U")
@@ -85,7 +88,7 @@ def each(
 
     Raises:
         InputError: a worker raised it.
-        ChildProcessError: a worker raised anything else.
+        ChildProcessError: a worker raised anything else, or the cluster failed.
     """
     if workers is None:
         with make(model) as work:  # type: ignore[arg-type]
@@ -117,7 +120,7 @@ def each(
         compute=ray.data.ActorPoolStrategy(size=max(1, min(count, len(rows)))),
         **needs,
     )
-    for number, row in enumerate(results.iter_rows()):
+    for number, row in enumerate(_rows(results, workers)):
         if row["number"] != number:
             raise ChildProcessError(f"cluster: unit {row['number']} came in the place of {number}")
         done = cloudpickle.loads(row["result"])
@@ -128,6 +131,17 @@ def each(
                 f"cluster {workers.address!r}: unit {number} of {len(rows)} failed: {done.error}\n{done.trace}"
             )
         yield done
+
+
+def _rows(results: "Dataset", workers: Workers) -> Iterator[dict[str, Any]]:
+    """What comes from the cluster, whose own failures are the machine's."""
+    from ray.exceptions import RayError
+
+    try:
+        yield from results.iter_rows()
+    except RayError as error:
+        said = str(error).strip() or type(error).__name__
+        raise ChildProcessError(f"cluster {workers.address!r} failed: {said.splitlines()[0]}") from error
 
 
 class Failed(NamedTuple):

@@ -106,6 +106,7 @@ def _work(
 
     settle_libraries()
     if rank:
+        writer.close()
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
