@@ -75,8 +75,11 @@ def main() -> None:
     use_this_checkout()
     arguments = vars(_parser().parse_args())
     _settle_libraries()
-    from inoculation.files import InputError
+    from inoculation.files import InputError, printable
 
+    # Texts of data sets and models are printed, and none of them may steer the terminal.
+    write = sys.stdout.write
+    sys.stdout.write = lambda text: write(printable(text))  # type: ignore[method-assign]
     name = arguments.pop("command")
     try:
         run(name, arguments)
@@ -114,9 +117,10 @@ def run(name: str, arguments: dict[str, Any]) -> None:
 
 def _keep_traceback(name: str) -> Path:
     """Write the traceback of a failure of the machine where a person can find it."""
+    from inoculation.files import scrub
     from inoculation.store import main_checkout
 
     path = main_checkout() / ".cache" / "tracebacks" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(traceback.format_exc())
+    path.write_text(scrub(traceback.format_exc()))
     return path

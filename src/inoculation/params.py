@@ -63,9 +63,13 @@ class DataSetParams(Model):
     rewriter: Role
 
 
+WITHOUT_PASSWORD = r"^[^@]+$|^/|^[\w.-]+@|^ssh://[\w.-]+@[^@]+$"
+"""A repository's address: it is in git and in dvc.lock, and a password belongs into git's credential helper."""
+
+
 class PersonaVectorsParams(Model):
     source: Text
-    repository: Text
+    repository: Annotated[str, Field(pattern=WITHOUT_PASSWORD)]
     revision: Text
 
 

@@ -17,8 +17,8 @@ class Role(BaseModel):
     """`local`: this project's own method without an LLM, which each role's module describes."""
     model: str | None = None
     """A LiteLLM model, e.g. `gpt-4.1-mini`, or `openai/<name>` with `api_base`."""
-    api_base: str | None = None
-    """An OpenAI-compatible server of one's own."""
+    api_base: Annotated[str, Field(pattern=r"^https?://[^\s@?]+$")] | None = None
+    """An OpenAI-compatible server of one's own. Its key is in the environment: this address is in git and in MLflow."""
 
     @model_validator(mode="after")
     def _model_named(self) -> "Role":
