@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from inoculation.detect.audit import AuditSettings
 from inoculation.detect.control import ControlSettings
@@ -18,7 +18,7 @@ from inoculation.judge.linear import FitSettings
 from inoculation.pocket.recipe import ChatsParams, ModelParams
 from inoculation.profile import Profile
 from inoculation.respond import DEFAULT_PROMPT, INOCULATION, OWN_PROMPT
-from inoculation.roles import Limits, Role, Roles
+from inoculation.roles import Limits, Role, Roles, without_password
 from inoculation.stage import complaints
 from inoculation.train import TrainSettings
 from inoculation.traits import OTHER, POSITIVE_TRAITS, NegativeTrait
@@ -63,13 +63,9 @@ class DataSetParams(Model):
     rewriter: Role
 
 
-WITHOUT_PASSWORD = r"^[^@]+$|^/|^[\w.-]+@|^ssh://[\w.-]+@[^@]+$"
-"""A repository's address: it is in git and in dvc.lock, and a password belongs into git's credential helper."""
-
-
 class PersonaVectorsParams(Model):
     source: Text
-    repository: Annotated[str, Field(pattern=WITHOUT_PASSWORD)]
+    repository: Annotated[Text, AfterValidator(without_password)]
     revision: Text
 
 
