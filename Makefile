@@ -1,17 +1,24 @@
-# make repro | test | ui [PORT=5000] | smollm2 | lint. Everything is installed into .venv from requirements.lock.
+# make repro | test | soak [SOAK=2000] | ui [PORT=5000] | smollm2 | lint. Everything is installed into .venv from requirements.lock.
 PYTHON ?= python3
 PORT ?= 5000
 SHELL := /bin/bash
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test ui lint lock smollm2
+.PHONY: repro test soak ui lint lock smollm2
 repro: .venv/installed
 	$(BIN)/dvc repro
 
 test: export OMP_NUM_THREADS := 1
 test: .venv/installed .venv/smollm2
 	$(BIN)/pytest -n 2 --dist worksteal --durations 12
+
+# The readers' properties of tests/test_fuzz.py, SOAK examples each, in 8 GB of address space (a bomb ends as a failure): docs/robustness.md.
+SOAK ?= 2000
+soak: export OMP_NUM_THREADS := 1
+soak: export SOAK := $(SOAK)
+soak: .venv/installed
+	ulimit -v 8000000; $(BIN)/pytest -n 0 --tb native --durations 0 tests/test_fuzz.py
 
 # One process for one person; nothing here uses the jobs of the server. MLflow imports LiteLLM, whose fetch of a price table can
 # hang the server where there is no network.

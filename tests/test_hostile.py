@@ -11,6 +11,7 @@ import shutil
 import socket
 import threading
 from contextlib import contextmanager
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -375,7 +376,6 @@ def test_only_the_page_itself_may_save(made):
         for path in (
             "/summary.json",
             "/../own.jsonl",
-            "//",
             "/%2e%2e/own.jsonl",
             "http://evil.example/",
             "/review",
@@ -397,6 +397,94 @@ def test_only_the_page_itself_may_save(made):
             assert connection.getresponse().status == 400
         saved = asked(port, "POST", "/review", body, [own, ("Origin", f"http://127.0.0.1:{port}"), kind, length])
         assert saved.status == 200 and (made / "review.json").exists()
+
+
+# ---- pages
+
+EVIL = "\"'></script></style></title></textarea><script>alert(1)</script><img src=x onerror=alert(1)><!-- {{ 7 * 7 }} javascript:alert(1)"
+
+
+class Seen(HTMLParser):
+    """What a page holds for a browser."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.scripts, self.active, self.policy = 0, [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = dict(attrs)
+        self.scripts += tag == "script"
+        if tag in ("iframe", "object", "embed", "base", "form", "link") or (
+            tag == "img" and not str(told["src"]).startswith("data:")
+        ):
+            self.active.append(tag)
+        self.active += [name for name in told if name.startswith("on")]
+        self.active += [
+            str(told["href"])
+            for _ in "x"
+            if tag == "a" and not re.match(r"#|https://www\.neuronpedia\.org/", told["href"] or "")
+        ]
+        self.policy += str(told.get("content")) if told.get("http-equiv") == "Content-Security-Policy" else ""
+
+
+def pages(folder: Path) -> dict[str, int]:
+    """Every page there is, with EVIL wherever a text can be; name -> how many scripts it has of its own."""
+    from inoculation import effects, study, study_page
+    from inoculation.detect import sae
+    from inoculation.detect.persona import page as persona_page
+    from inoculation.detect.sae import page as sae_page
+    from inoculation.detect.sae.rank import Latent
+
+    rows = [Row((llm.Message("user", EVIL), llm.Message("assistant", EVIL)), None, EVIL)] * N
+    pieces = {i: [(EVIL, i % 6)] for i in range(N)}
+    own = Path(sae.__file__).parent
+    flags = [{"flagged": i < 9, "score": float(i), "latents": [3]} for i in range(N)]
+    quality = {"flagged": 9, "n": N, "precision": None, "recall": None}
+    told = {"prompt": EVIL, "found": True, "language": {"unfit": EVIL, "rows": -1.0, "own": -1.0}, "quality": quality, "reason": EVIL, "strength": 0.1, "topic": 0.1,
+            "separation": 1.0, "control_share": 0.1, "personas": [{"persona": EVIL, "loading": 0.1}], "ranking": [[EVIL, 0.1]], "gain": 1.0, "floor": 0.1}  # fmt: skip
+    persona_page.write(folder / "persona.html", own.parent / "persona/page.html.j2", EVIL, rows, flags, told, pieces)
+    contexts = [
+        {"source": name, "tokens": [EVIL, EVIL], "activations": [1.0, 0.1]} for name in ("mixture", "pretraining")
+    ]
+    explanation = {
+        "latent": 3,
+        "description": EVIL,
+        "link": "https://www.neuronpedia.org/" + EVIL,
+        "contexts": contexts,
+    }
+    sae_page.write(
+        folder / "sae.html", own / "page.html.j2", EVIL, rows, [Latent(3, 0.1, 0.1, 0.5, 1, 0.1, 1)], [explanation], {"3": {"class": "no"}},
+        flags, {"rule": "study", "detection": quality, "reason": EVIL, "rules": {}}, EVIL, 0.25, pieces,
+    )  # fmt: skip
+    question = study.Question(EVIL, "all_caps", "evil")
+    finding = study.Finding(EVIL, 0, EVIL, EVIL, 1.0, 1.0, 3)
+    cell = effects.CellRates(
+        "baseline",
+        0,
+        [{"prompt": EVIL, "trait": t, "question": EVIL, "shown": 1, "judged": 2} for t in ("all_caps", "evil")],
+    )
+    outcome = study.Outcome(question, [cell], [], [finding], [EVIL], ["all_caps", "evil"], EVIL, 1.0)
+    example = study.Example(question, "inoc_sae", 0, None, EVIL, EVIL, pieces[3])
+    study_page.write(folder / "study.html", [outcome], [], [EVIL], [example], 100)
+    source = jsonl(folder / "own.jsonl", [row.as_json() for row in rows])
+    found = Found([flag["flagged"] for flag in flags], [flag["score"] for flag in flags], EVIL, EVIL, {})
+    export.export(folder, source, digest(source), read_sft(source), found, EVIL)
+    return {"persona.html": 0, "sae.html": 0, "study.html": 0, "review.html": 1}
+
+
+def test_no_text_becomes_markup_on_any_page(tmp_path):
+    for name, scripts in pages(tmp_path).items():
+        page = (tmp_path / name).read_text()
+        seen = Seen(page)
+        assert (seen.scripts, seen.active) == (scripts, []), name
+        assert seen.policy.startswith("default-src 'none';") and ("script-src" in seen.policy) == bool(scripts), name
+        assert "alert(1)" in page and "7 * 7" in page and EVIL not in page, f"{name} shows it as text"
+
+
+def test_every_page_is_tested():
+    templates = sorted(path.relative_to(ROOT / "src/inoculation").as_posix() for path in (ROOT / "src").rglob("*.j2"))
+    assert templates == ["detect/persona/page.html.j2", "detect/sae/page.html.j2", "review.html.j2", "study.html.j2"]
 
 
 # ---- an LLM and its provider
