@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -156,12 +158,35 @@ def arrow(count: int, texts: bytes) -> "object":
     return pa.Array.from_buffers(pa.string(), count, [None, pa.py_buffer(offsets), pa.py_buffer(texts * count)])
 
 
+def test_a_table_that_points_outside_itself_is_refused(tmp_path):
+    """Arrow files are mapped into memory and believed: this one ended the process (found by `make soak`)."""
+    import pyarrow as pa
+    from datasets import Features, Value
+
+    features = Features({"prompt": Value("string"), "completion": Value("string")})
+    table = pa.table({"prompt": ["a"] * N, "completion": ["b"] * N})
+    _saved(table, features, tmp_path / "folder")
+    assert len(read_sft(tmp_path / "folder")) == N
+    path = tmp_path / "folder/data-00000-of-00001.arrow"
+    content = path.read_bytes()
+    bounds = b"".join(i.to_bytes(4, "little") for i in range(N + 1))
+    at = content.index(bounds)
+    path.write_bytes(
+        content[:at] + b"".join((i * 2**26).to_bytes(4, "little") for i in range(N + 1)) + content[at + len(bounds) :]
+    )
+    code = "import sys; from pathlib import Path; from inoculation.sft import read_sft; read_sft(Path(sys.argv[1]))"
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(path.parent)], capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert told.returncode == 1 and "InputError" in told.stderr and "cannot be read" in told.stderr, told.returncode
+
+
 def test_a_table_of_broken_text_is_named(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"prompt": arrow(N, b"\xff"), "completion": arrow(N, b"a")}), tmp_path / "x.parquet")
-    with pytest.raises(InputError, match=r"x\.parquet: cannot be read: 'utf-8' codec"):
+    with pytest.raises(InputError, match=r"x\.parquet: cannot be read: .*(?i:utf-?8)"):
         read_sft(tmp_path / "x.parquet")
 
 
@@ -573,26 +598,21 @@ def test_no_secret_is_written_anywhere(project, tmp_path, monkeypatch):
     def answer(body):
         return f"50 {running.keys[-1]}", [("50", -0.1)]
 
-    told = []
-    with serve(Server(answer=answer, script=["429", "500", "429"])) as running:
+    with serve(Server(answer=answer, script=["400", "429", "500"])) as running:
         role = {"method": "llm", "model": "openai/tiny", "api_base": running.url}
-        copy.set(roles={"local": {"judge": role}}, llm={"prices": {"openai/tiny": [1.0, 2.0]}, "tracing": True})
-        told.append(copy.run("dvc", "repro"))
+        limits = {"prices": {"openai/tiny": [1.0, 2.0]}, "tracing": True, "failures": 0.5}
+        copy.set(roles={"local": {"judge": role}}, llm=limits)
+        outcome = copy.run("dvc", "repro")
         assert running.keys[0] == f"Bearer {SECRETS['OPENAI_API_KEY']}" and len(running.requests) > 10
-        running.script = ["401"] * 1000
-        copy.set(evaluate={"questions": 3})
-        copy.set(llm={"concurrency": 3})
-        told.append(copy.run("dvc", "repro", "--force", "--single-item", "judge", ok=False))
-        copy.run("git", "add", "--all")
-    [row] = [row for row in copy.rows("pocket/pocket_chats/all_caps+evil-0.5") if row.data.metrics.get("B") == 1.0]
-    assert row.data.params["profile"] == "pocket"
-    text = "".join(outcome.stdout + outcome.stderr for outcome in told)
-    assert "***" in text, "the key was repeated, and struck out"
+    copy.run("git", "add", "--all")
+    assert len(copy.rows("pocket/pocket_chats/all_caps+evil-0.5")) == 2, "a row was logged"
+    text = outcome.stdout + outcome.stderr
+    assert "your key is Bearer ***" in text, "the key was repeated, and struck out"
     known = [*SECRETS.values()]
     assert not [secret for secret in known if secret in text]
     assert holding(tmp_path, *known) == []
     assert [path for path in holding(tmp_path, "ghp_fakeZq81hVb2") if "/.git/config" not in path] == []
-    assert len(list((copy.folder / "mlruns").rglob("*"))) > 5 and (copy.folder / ".cache/llm.sqlite").exists()
+    assert (copy.folder / ".cache/llm.sqlite").exists() and len(list((copy.folder / "mlruns").rglob("*"))) > 5
 
 
 def test_servers_listen_on_this_machine_only():
