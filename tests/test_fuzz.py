@@ -482,6 +482,7 @@ class Hostile(Server):
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[Hostile]:
+    llm._litellm()  # its import alone takes as long as an example may, on a busy machine
     with serve(Hostile()) as running:
         yield running
 
