@@ -575,7 +575,7 @@ def test_no_message_repeats_a_secret(monkeypatch):
 
 
 SECRETS = {"OPENAI_API_KEY": "sk-fake-Zq81hVb2", "HF_TOKEN": "hf_fakeZq81hVb2", "AWS_SECRET_ACCESS_KEY": "fake/Zq81+hVb2", "AWS_ACCESS_KEY_ID": "AKIAFAKEZQ81HVB2",
-           "MLFLOW_TRACKING_PASSWORD": "fakeZq81hVb2"}  # fmt: skip
+           "MLFLOW_TRACKING_PASSWORD": "pw-Kk33fake"}  # fmt: skip
 
 
 def holding(folder: Path, *secrets: str) -> list[str]:
