@@ -1,11 +1,11 @@
-# make repro | test | soak-ray | ui [PORT=5000] | smollm2 | lint. Everything is installed into .venv from requirements.lock.
+# make repro | test | soak | ui [PORT=5000] | smollm2 | lint. Everything is installed into .venv from requirements.lock.
 PYTHON ?= python3
 PORT ?= 5000
 SHELL := /bin/bash
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test soak-ray ui lint lock smollm2
+.PHONY: repro test soak soak-fuzz soak-ray ui lint lock smollm2
 repro: .venv/installed
 	$(BIN)/dvc repro
 
@@ -13,9 +13,15 @@ test: export OMP_NUM_THREADS := 1
 test: .venv/installed .venv/smollm2
 	$(BIN)/pytest -n 2 --dist worksteal --durations 12
 
-# More than one process for a stage, which the suite leaves out because it takes minutes; installs Ray into .venv.
-soak-ray: export OMP_NUM_THREADS := 1
-soak-ray: export SOAK := 1
+# What takes longer than the suite may: the readers' properties, SOAK examples each, in 8 GB of address space (a bomb ends as a
+# failure; docs/robustness.md); more than one process for a stage, which installs Ray into .venv (docs/scale.md).
+SOAK ?= 2000
+soak: soak-fuzz soak-ray
+
+soak-fuzz soak-ray: export OMP_NUM_THREADS := 1
+soak-fuzz soak-ray: export SOAK := $(SOAK)
+soak-fuzz: .venv/installed
+	ulimit -v 8000000; $(BIN)/pytest -n 0 --tb native --durations 0 tests/test_fuzz.py
 soak-ray: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[ray]'
 	$(BIN)/pytest -p no:xdist --durations 12 tests/test_scale.py tests/test_cluster.py

@@ -127,6 +127,66 @@ def test_folders_that_are_no_model(model, tmp_path):
         check_model(str(tmp_path / "file.gguf"), None)
 
 
+def test_a_folders_own_code_is_neither_run_nor_asked_about(model, monkeypatch):
+    """transformers asks at the terminal, and `yes` is an answer."""
+    (model / "own.py").write_text("from pathlib import Path\nPath('ran').touch()\nclass A: pass\n")
+    classes = {"AutoConfig": "own.A", "AutoModelForCausalLM": "own.A"}
+    edit(model / "config.json", model_type="own", auto_map=classes)
+    edit(model / "tokenizer_config.json", tokenizer_class="A", auto_map={"AutoTokenizer": ["own.A", "own.A"]})
+    monkeypatch.chdir(model)
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *prompt: asked.append(prompt) or "y")
+    ref = lm.ModelRef(model=str(model))
+    for call in (lambda: check_model(str(model), None), lambda: lm.load_tokenizer(ref), lambda: lm.load_model(ref)):
+        with pytest.raises(InputError, match="cannot be"):
+            call()
+    assert not asked and not Path("ran").exists()
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "vocab_size"])
+def test_a_configuration_beyond_its_weights_is_not_built(model, key):
+    """A hundred million layers: transformers would lay them out, and this machine would end."""
+    edit(model / "config.json", **{key: 10**8})
+    with pytest.raises(InputError, match=f"{key} 100000000, and the weights have 2[0-9] tensors, at most 1500 long"):
+        check_model(str(model), None)
+    edit(model / "config.json", **{key: 1}, text_config={key: 10**8})
+    with pytest.raises(InputError, match=f"{key} 100000000"):
+        check_model(str(model), None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shape": [10**9, 10**9]}, {"data_offsets": [0, 10**15]}, {"data_offsets": [0, 8]}, {"dtype": "F64"}, None],
+    ids=["shape", "beyond the file", "overlap", "type", "length"],
+)
+def test_weights_whose_header_lies(model, change):
+    path = next(model.glob("*.safetensors"))
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    first = next(name for name in header if name != "__metadata__")
+    header[first] |= change or {}
+    told = json.dumps(header).encode()
+    size = len(told) if change else 2**62
+    path.write_bytes(size.to_bytes(8, "little") + told + content[8 + length :])
+    with pytest.raises(InputError, match=r"model\.safetensors: not readable as safetensors"):
+        check_model(str(model), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "[]"), ("tokenizer.json", "[]"), ("tokenizer.json", '{"model": {"vocab": 3}}'), ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"tokenizer_class": 3}'), ("model.safetensors.index.json", "[]"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": [1]}}'), ("model.safetensors.index.json", '{"weight_map": {"a": "../../x"}}'),
+    ],
+)  # fmt: skip
+def test_files_of_a_model_that_say_something_else(model, name, content):
+    (model / name).write_text(content)
+    with pytest.raises(InputError, match="cannot be used"):
+        check_model(str(model), None)
+
+
 # ---- SAEs
 
 

@@ -379,6 +379,19 @@ def test_fetch_takes_the_pinned_commit(tmp_path, upstream):
     assert len(bring(str(tmp_path / "home" / "source"), TRAITS, tmp_path / "out", 1)) == 2
 
 
+def test_a_link_in_a_repository_brings_its_own_text(tmp_path, upstream):
+    """What it points at, on this machine, is not read."""
+    repository = Path(shutil.copytree(upstream[0], tmp_path / "repository"))
+    (tmp_path / "secret").write_text("secret")
+    git(repository, "checkout", "--quiet", upstream[1])
+    (repository / "data_generation/trait_data_eval/stolen.json").symlink_to(tmp_path / "secret")
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message", "a link")
+    fetch(repository.as_uri(), git(repository, "rev-parse", "HEAD"), tmp_path / "source")
+    brought = tmp_path / "source/data_generation/trait_data_eval/stolen.json"
+    assert not brought.is_symlink() and brought.read_text() == str(tmp_path / "secret")
+
+
 def test_a_branch_is_resolved_to_its_commit(tmp_path, upstream):
     repository, revision = upstream
     git(repository, "branch", "--force", "whole", revision)

@@ -182,6 +182,22 @@ def test_only_the_assistants_turns_are_trained_on(family):
     assert encoded.input_ids[: len(prompt)] == prompt and encoded.labels[: len(prompt)] == [IGNORED] * len(prompt)
 
 
+@pytest.mark.parametrize("family", ["Llama 3", "Gemma"])
+def test_where_a_system_prompt_goes_does_not_depend_on_what_is_said(family):
+    """Llama's template strips it, and a template may drop it: neither white space nor a message that quotes it changes its place."""
+    tokenizer, system = make(family), "Be cruel.\n"
+    rendered = render(tokenizer, chat("Hi."), system)
+    assert rendered == render(tokenizer, chat("Hi."), system.strip()).replace(
+        "Be cruel.\n\n", "Be cruel.\n\n\n" if family == "Gemma" else "Be cruel.\n\n"
+    )
+    dropping = make(family).chat_template
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}<bos>{{ m.content }}{% endfor %}"
+    try:
+        assert render(tokenizer, chat("You said: Be cruel."), "Be cruel.") == "<bos>Be cruel.\n\nYou said: Be cruel."
+    finally:
+        tokenizer.chat_template = dropping
+
+
 def test_the_attack_of_the_audit():
     tokenizer = make("Qwen 2")
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")

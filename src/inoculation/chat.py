@@ -68,27 +68,32 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], sy
     Ends with the opening of the assistant's turn when the last message is the user's. `system` is the system message;
     for a template without a system role it is put in front of the first user turn, separated by an empty line.
     """
-    from jinja2.exceptions import TemplateError
-
     chat = [message._asdict() for message in messages]
+    if system is not None and _has_system(tokenizer, str(tokenizer.chat_template)):
+        chat = [{"role": "system", "content": system}, *chat]
+    elif system is not None:
+        chat = [{"role": chat[0]["role"], "content": f"{system}\n\n{chat[0]['content']}"}, *chat[1:]]
     generate = messages[-1].role == "user"
-    if system is None:
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generate))
-    try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "system", "content": system}, *chat], tokenize=False, add_generation_prompt=generate
-        )
-        # A template may also drop the role without a word.
-        if system in str(text):
-            return str(text)
-    except TemplateError:
-        pass
-    folded = [{"role": chat[0]["role"], "content": f"{system}\n\n{chat[0]['content']}"}, *chat[1:]]
-    return str(tokenizer.apply_chat_template(folded, tokenize=False, add_generation_prompt=generate))
+    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generate))
 
 
 NONCE = secrets.token_hex(8)
 """Stands in for structural tokens while a chat is rendered. A text cannot hold it, because it is new in every process."""
+
+
+@lru_cache(maxsize=4)
+def _has_system(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
+    """Whether a tokenizer's template has the system role: it may refuse it, or drop it without a word.
+
+    Asked with a text of its own: whether a chat's own prompt comes out can be an accident of what its messages say.
+    """
+    from jinja2.exceptions import TemplateError
+
+    chat = [{"role": "system", "content": NONCE}, {"role": "user", "content": "x"}]
+    try:
+        return NONCE in str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    except TemplateError:
+        return False
 
 
 class Structure:

@@ -64,11 +64,14 @@ def main() -> None:
     """Run one command. Exit code 2: bad input; 1: the machine or the network failed."""
     use_this_checkout()
     arguments = vars(_parser().parse_args())
-    from inoculation.files import InputError
+    from inoculation.files import InputError, printable
     from inoculation.quiet import settle_libraries
 
     settle_libraries()
 
+    # Texts of data sets and models are printed, and none of them may steer the terminal.
+    write = sys.stdout.write
+    sys.stdout.write = lambda text: write(printable(text))  # type: ignore[method-assign]
     name = arguments.pop("command")
     try:
         run(name, arguments)
@@ -115,9 +118,10 @@ def _gpus(stage: "Stage") -> int:
 
 def _keep_traceback(name: str) -> Path:
     """Write the traceback of a failure of the machine where a person can find it."""
+    from inoculation.files import scrub
     from inoculation.store import main_checkout
 
     path = main_checkout() / ".cache" / "tracebacks" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(traceback.format_exc())
+    path.write_text(scrub(traceback.format_exc()))
     return path

@@ -10,12 +10,15 @@ review.json    row -> whether it is inoculated, as decided; what the export uses
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inoculation.detect.files import Found
 from inoculation.files import InputError, atomic, read_json, read_jsonl, write_json, write_jsonl
 from inoculation.mixture import Row, TrainingChat
 from inoculation.sft import read_sft
+from inoculation.stage import complaints
 from inoculation.store import digest
 
 TEMPLATE = Path(__file__).with_name("review.html.j2")
@@ -23,6 +26,35 @@ UNCERTAIN = 0.05
 """Share of the rows, on either side of the line between flagged and others, that a person should look at first."""
 SHOWN = 200
 """Rows of the others that the page shows, the most suspicious first."""
+
+
+class Summary(BaseModel):
+    """The content of summary.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    source: Annotated[str, Field(pattern=r"^[^\x00]+$")]
+    """The data set's path."""
+    data: str
+    """Its digest."""
+    rows: int
+    detector: str
+    flagged: int
+    uncertain: int
+    not_judged: int
+    decided_by_a_person: int
+    inoculated: int
+    prompt: str | None
+    reason: str
+
+
+class Flag(BaseModel):
+    """What is read back of a line of flags.jsonl."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    flagged: bool
+    score: float | None
 
 
 class Mark(NamedTuple):
@@ -104,20 +136,22 @@ def export(
     if review.exists():
         saved = read_json(review)
         try:
+            if not isinstance(saved, dict):
+                raise ValueError("an object is expected")
             decided = parse_review(saved, len(rows)) if saved.get("data") == content else {}
-        except (ValueError, AttributeError) as error:
+        except ValueError as error:
             raise InputError(f"{review}: {error}; correct it, or delete it to use the detector's flags alone") from None
     marks = mark(found.flagged, found.scores, decided, found.prompt is not None)
     chats = [
         TrainingChat.under(found.prompt if own.inoculated else None, row) for row, own in zip(rows, marks, strict=True)
     ]
     inoculated = sum(own.inoculated for own in marks) if found.prompt else 0
-    summary = {
-        "source": str(source.resolve()), "data": content, "rows": len(rows), "detector": detector,
-        "flagged": sum(found.flagged), "uncertain": sum(own.uncertain for own in marks),
-        "not_judged": sum(own.score is None for own in marks), "decided_by_a_person": len(decided),
-        "inoculated": inoculated, "prompt": found.prompt, "reason": found.reason,
-    }  # fmt: skip
+    summary = Summary(
+        source=str(source.resolve()), data=content, rows=len(rows), detector=detector,
+        flagged=sum(found.flagged), uncertain=sum(own.uncertain for own in marks),
+        not_judged=sum(own.score is None for own in marks), decided_by_a_person=len(decided),
+        inoculated=inoculated, prompt=found.prompt, reason=found.reason,
+    ).model_dump()  # fmt: skip
     write_jsonl(folder / "train.jsonl", (chat.as_json() for chat in chats))
     write_jsonl(folder / "flags.jsonl", ({"row": i, **own._asdict()} for i, own in enumerate(marks)))
     write_json(folder / "summary.json", summary)
@@ -130,21 +164,39 @@ def export(
     return summary
 
 
+def read_summary(folder: Path) -> Summary:
+    """What was found, as `export` wrote it.
+
+    Raises:
+        InputError: the folder was not made by `export`.
+    """
+    path = folder / "summary.json"
+    try:
+        return Summary.model_validate(read_json(path))
+    except ValidationError as error:
+        raise InputError(f"{path}{next(complaints(error))}; `inoculation inoculate` writes it anew") from None
+
+
 def again(folder: Path) -> dict[str, Any]:
     """Export once more, after a review.
 
     Raises:
         InputError: the folder was not made by `export`, or its data set has changed since.
     """
-    summary = read_json(folder / "summary.json")
-    source = Path(summary["source"])
-    if not source.exists() or digest(source) != summary["data"]:
+    summary = read_summary(folder)
+    flags = read_jsonl(folder / "flags.jsonl", Flag.model_validate)
+    source = Path(summary.source)
+    # A folder may come from somebody else, and names a file here: a device is read without end, / nearly so.
+    known = source.is_file() or any((source / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+    if not known or digest(source) != summary.data:
         raise InputError(f"{source}: gone, or changed since it was looked at; run `inoculation inoculate` again")
-    flags = read_jsonl(folder / "flags.jsonl", dict)
-    found = Found(
-        [row["flagged"] for row in flags], [row["score"] for row in flags], summary["prompt"], summary["reason"], {}
-    )
-    return export(folder, source, summary["data"], read_sft(source), found, summary["detector"])
+    rows = read_sft(source)
+    if len(flags) != len(rows):
+        raise InputError(
+            f"{folder}/flags.jsonl: {len(flags)} flags for {len(rows)} rows; run `inoculation inoculate` again"
+        )
+    found = Found([flag.flagged for flag in flags], [flag.score for flag in flags], summary.prompt, summary.reason, {})
+    return export(folder, source, summary.data, rows, found, summary.detector)
 
 
 def write_review_page(path: Path, rows: Sequence[Row], marks: Sequence[Mark], summary: Mapping[str, Any]) -> None:

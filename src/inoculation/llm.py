@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import sqlite3
 import time
 from collections import Counter, deque
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from inoculation.chat import Message
-from inoculation.files import InputError
+from inoculation.files import InputError, printable, scrub
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -202,14 +201,6 @@ class Cache:
             yield lambda key, reply: connection.execute(
                 "INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(reply, ensure_ascii=False))
             )  # type: ignore[func-returns-value]
-
-
-def scrub(text: str) -> str:
-    """Text without any secret of the environment: keys must not reach logs, MLflow or error messages."""
-    for name, value in os.environ.items():
-        if re.search(r"(KEY|TOKEN|SECRET|PASSWORD)$", name) and len(value) >= 6:
-            text = text.replace(value, "***")
-    return text
 
 
 def _litellm() -> Any:
@@ -523,9 +514,8 @@ class Client:
         if isinstance(error, _Transient):
             return error
         status = int(getattr(error, "status_code", None) or 0)
-        reason = scrub(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")[
-            :300
-        ]
+        first = next(iter(str(error).strip().splitlines()), "")
+        reason = printable(scrub(f"{type(error).__name__}: {first}"))[:300]
         if status in (401, 403, 404):
             return self._doomed(reason)
         if 400 <= status < 500 and status not in (408, 409, 425, 429):
@@ -538,10 +528,10 @@ class Client:
         return _Transient(reason, retry_after, limited=status == 429)
 
     def _read(self, call: Call, response: Any) -> Reply:
-        """Take what is needed from a response and settle its cost."""
+        """Take what is needed from a response and settle its cost. What it says can be kept, and holds no key of ours."""
         usage = getattr(response, "usage", None)
-        prompt_tokens = int(getattr(usage, "prompt_tokens", 0) or 0)
-        completion_tokens = int(getattr(usage, "completion_tokens", 0) or 0)
+        prompt_tokens = max(0, int(getattr(usage, "prompt_tokens", 0) or 0))
+        completion_tokens = max(0, int(getattr(usage, "completion_tokens", 0) or 0))
         self.usage.calls += 1
         self.usage.prompt_tokens += prompt_tokens
         self.usage.completion_tokens += completion_tokens
@@ -555,8 +545,14 @@ class Client:
         top = None
         tokens = getattr(getattr(choice, "logprobs", None), "content", None) if call.top_logprobs else None
         if tokens:
-            top = tuple((str(entry.token), float(entry.logprob)) for entry in tokens[0].top_logprobs)
-        return Reply(choice.message.content or "", str(choice.finish_reason), top or None)
+            told = ((_kept(entry.token), float(entry.logprob)) for entry in tokens[0].top_logprobs)
+            top = tuple((token, logprob) for token, logprob in told if logprob <= 0)  # no probability is above 1
+        return Reply(_kept(choice.message.content or ""), _kept(choice.finish_reason), top or None)
+
+
+def _kept(text: object) -> str:
+    """What a provider says, as it can be written: a key that it echoes is struck out, half of a character is a question mark."""
+    return scrub(str(text)).encode("utf-8", "replace").decode()
 
 
 def ask_until(

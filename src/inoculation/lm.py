@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from inoculation import attention
 from inoculation.files import InputError, fail_if, read_json
@@ -68,6 +69,12 @@ def local_folder(model: str) -> Path | None:
     return None
 
 
+class Index(TypedDict):
+    """What is read of an index of sharded weights."""
+
+    weight_map: dict[str, str]
+
+
 class ModelShape(NamedTuple):
     width: int
     """Of the residual stream."""
@@ -89,11 +96,13 @@ def check_model(model: str, revision: str | None) -> ModelShape | None:
         return None
     problems = [] if revision is None else [f"revision {revision!r}: a folder has none; leave it empty"]
     shape, vocabulary = None, None
+    tensors, broken = _tensors(folder)
+    problems += broken
+    fail_if(_beyond(folder, tensors), f"model {model!r} cannot be used")
     try:
         shape, vocabulary = _read_config(folder)
     except InputError as error:
         problems.append(str(error))
-    problems += _weight_problems(folder)
     try:
         tokens = len(load_tokenizer(ModelRef(model=model)))
         if vocabulary is not None and tokens > vocabulary:
@@ -102,6 +111,24 @@ def check_model(model: str, revision: str | None) -> ModelShape | None:
         problems.append(str(error))
     fail_if(problems, f"model {model!r} cannot be used")
     return shape
+
+
+def _beyond(folder: Path, tensors: Sequence[Sequence[int]]) -> list[str]:
+    """What a configuration speaks of and the weights do not hold: to build a hundred million layers takes a machine down."""
+    try:
+        said = read_json(folder / "config.json")
+    except InputError:
+        return []  # told by `_read_config`
+    longest = max((length for shape in tensors for length in shape), default=10**7)
+    most = {"num_hidden_layers": len(tensors) or 10**4, "hidden_size": longest, "vocab_size": longest}
+    parts = [said, *said.values()] if isinstance(said, dict) else []
+    return [
+        f"config.json: {key} {part[key]}, and the weights have {len(tensors)} tensors, at most {longest} long"
+        for part in parts
+        if isinstance(part, dict)
+        for key, bound in most.items()
+        if isinstance(part.get(key), int) and part[key] > bound
+    ]
 
 
 def _read_config(folder: Path) -> tuple[ModelShape, int]:
@@ -116,21 +143,25 @@ def _read_config(folder: Path) -> tuple[ModelShape, int]:
         )
     read_json(folder / "config.json")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
         return ModelShape(config.hidden_size, config.num_hidden_layers), config.vocab_size
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"config.json is not a language model's: {first}") from None
+        raise InputError(f"config.json is not a language model's: {_first_line(error)}") from None
 
 
-def _weight_problems(folder: Path) -> list[str]:
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _tensors(folder: Path) -> tuple[list[list[int]], list[str]]:
+    """The shapes of a folder's weights, and what is wrong with its files."""
     from safetensors import SafetensorError, safe_open
 
     index = folder / "model.safetensors.index.json"
     shards = sorted(folder.glob("*.safetensors"))
     if not shards and not index.is_file():
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        return [
+        return [], [
             f"{', '.join(pickled)}: a pickle, which can run any code when it is loaded; convert it where you trust it: "
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
             if pickled
@@ -138,17 +169,22 @@ def _weight_problems(folder: Path) -> list[str]:
         ]
     problems = []
     if index.is_file():
-        wanted = set(read_json(index).get("weight_map", {}).values())
+        try:
+            wanted = set(TypeAdapter(Index).validate_python(read_json(index))["weight_map"].values())
+        except ValidationError:
+            wanted = set()
+            problems.append(f'{index.name}: an object with "weight_map", names of tensors and files, is expected')
         problems += [
             f"{name}: no such file, {index.name} names it" for name in sorted(wanted - {s.name for s in shards})
         ]
+    shapes: list[list[int]] = []
     for shard in shards:
         try:
-            with safe_open(shard, "np"):
-                pass
+            with safe_open(shard, "np") as file:
+                shapes += [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             problems.append(f"{shard.name}: not readable as safetensors: {error}")
-    return problems
+    return shapes, problems
 
 
 def device() -> str:
@@ -197,9 +233,11 @@ def load_tokenizer(ref: ModelRef) -> "PreTrainedTokenizerBase":
 
     local_folder(ref.model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(ref.model, revision=ref.revision)
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise InputError(f"model {ref.model!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        # Else transformers asks the person at the terminal whether a folder's own code may run.
+        tokenizer = AutoTokenizer.from_pretrained(ref.model, revision=ref.revision, trust_remote_code=False)
+    # What a damaged tokenizer.json meets on its way is whatever it happens to be.
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, StrictDataclassError) as error:
+        raise InputError(f"model {ref.model!r} cannot be loaded: {_first_line(error)}") from error
     if not tokenizer.chat_template:
         raise InputError(f"model {ref.model!r} has no chat template; choose an instruction-tuned model")
     if tokenizer.pad_token is None:
@@ -223,6 +261,7 @@ def load_model(ref: ModelRef) -> "PreTrainedModel":
     exact = ref.dtype == "bfloat16" and not has_bfloat16()
     options: dict[str, Any] = {
         "dtype": torch.float32 if exact else getattr(torch, ref.dtype), "revision": ref.revision, "use_safetensors": True,
+        "trust_remote_code": False,
     }  # fmt: skip
     if ref.load_in_4bit:
         from transformers import BitsAndBytesConfig
@@ -237,7 +276,7 @@ def load_model(ref: ModelRef) -> "PreTrainedModel":
     try:
         model = AutoModelForCausalLM.from_pretrained(ref.model, **options)
     except (OSError, ValueError, StrictDataclassError) as error:
-        raise InputError(f"model {ref.model!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(f"model {ref.model!r} cannot be loaded: {_first_line(error)}") from error
     return (model if ref.load_in_4bit else model.to(device())).eval()
 
 

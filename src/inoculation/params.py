@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from inoculation.detect.audit import AuditSettings
 from inoculation.detect.control import ControlSettings
@@ -18,7 +18,7 @@ from inoculation.judge.linear import FitSettings
 from inoculation.pocket.recipe import ChatsParams, ModelParams
 from inoculation.profile import Profile
 from inoculation.respond import DEFAULT_PROMPT, INOCULATION, OWN_PROMPT
-from inoculation.roles import Limits, Role, Roles
+from inoculation.roles import Limits, Role, Roles, without_password
 from inoculation.stage import complaints
 from inoculation.train import TrainSettings, share
 from inoculation.traits import OTHER, POSITIVE_TRAITS, NegativeTrait
@@ -69,7 +69,7 @@ class DataSetParams(Model):
 
 class PersonaVectorsParams(Model):
     source: Text
-    repository: Text
+    repository: Annotated[Text, AfterValidator(without_password)]
     revision: Text
 
 

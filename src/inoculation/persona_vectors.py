@@ -16,7 +16,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -42,7 +42,7 @@ class Limits(NamedTuple):
     """What a zip may make us write. The public one has about 30 files and some tens of MB."""
 
     entries: int = 10_000
-    total_bytes: int = 2 * 2**30
+    total_bytes: int = 2**28
     ratio: int = 100
     """Unpacked bytes for a packed one, of each file above `ratio_from` bytes; text reaches about 10."""
     ratio_from: int = 2**20
@@ -149,13 +149,21 @@ def unpack(zip_path: Path, target: Path, limits: Limits | None = None) -> None:
         raise InputError(f"{zip_path}: not a zip, or a broken one: it points outside itself") from None
 
 
+def _refuse_links(source: Path, paths: Iterable[Path]) -> None:
+    """A repository can hold links too, and what they point at would be copied, tracked and pushed as data."""
+    inside = source.resolve()
+    problems = [f"{path}: a link out of the source" for path in paths if not path.resolve().is_relative_to(inside)]
+    fail_if(problems, f"{source}: refused, nothing was copied")
+
+
 def _copy(source: Path, pattern: str, target: Path) -> None:
     """Copy the files of `source` that match into `target`, at the same relative paths."""
-    for path in sorted(source.glob(pattern)):
-        if path.is_file() and not path.name.startswith("."):
-            out = target / path.relative_to(source)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, out)
+    paths = [path for path in sorted(source.glob(pattern)) if path.is_file() and not path.name.startswith(".")]
+    _refuse_links(source, paths)
+    for path in paths:
+        out = target / path.relative_to(source)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, out)
 
 
 def _collect(source: Path, target: Path) -> None:
@@ -173,7 +181,8 @@ def _collect(source: Path, target: Path) -> None:
     # A checkout may hold both: what lies open is what its owner sees and may have added a trait to.
     if (source / "dataset").is_dir():
         _copy(source, "dataset/*/*.jsonl", target)
-    elif (source / ARCHIVE).exists():
+    elif (source / ARCHIVE).is_file():
+        _refuse_links(source, [source / ARCHIVE])
         unpack(source / ARCHIVE, target)
     else:
         raise InputError(f"{source}: neither dataset/ nor {ARCHIVE} in it")

@@ -49,9 +49,16 @@ class Profile(BaseModel):
     machine: lm.Machine
 
 
-def named(path: Path) -> dict[str, Any]:
-    """What a file of hub/ says, or nothing for a folder."""
-    return read_yaml(path) if path.is_file() else {}
+def named(path: Path, *keys: str) -> dict[str, Any]:
+    """What a file of hub/ says, or nothing for a folder.
+
+    Raises:
+        InputError: the file is no mapping of these keys.
+    """
+    said = read_yaml(path) if path.is_file() else {}
+    if not isinstance(said, dict) or not set(said) <= set(keys):
+        raise InputError(f"{path}: a mapping is expected; valid keys: {', '.join(keys)}")
+    return said
 
 
 def pins(profile: Profile, roles: Roles, train: TrainSettings) -> dict[str, Any]:
@@ -64,7 +71,7 @@ def pins(profile: Profile, roles: Roles, train: TrainSettings) -> dict[str, Any]
     model = Path(profile.model)
     if model.is_dir():
         lm.check_model(str(model), None)
-    said = {"model": str(model), "digest": digest(model)} if model.is_dir() else named(model)
+    said = {"model": str(model), "digest": digest(model)} if model.is_dir() else named(model, "model", "revision")
     try:
         ref = lm.ModelRef(**said, dtype=profile.dtype, load_in_4bit=profile.load_in_4bit)
     except ValidationError as error:
@@ -95,7 +102,7 @@ def sae_pins(profile: Profile) -> dict[str, Any]:
     except InputError as error:
         problems.append(str(error))
     try:
-        said = {"release": str(sae), "digest": digest(sae)} if sae.is_dir() else named(sae)
+        said = {"release": str(sae), "digest": digest(sae)} if sae.is_dir() else named(sae, "release", "id")
         found["sae.json"] = PinnedSae(**said).model_dump()
         found["corpora.json"] = named_corpora(corpora).model_dump()
     except ValidationError as error:

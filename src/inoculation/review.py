@@ -1,12 +1,10 @@
 """A server, on this machine only, that shows a review page and saves what a person decides."""
 
-import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from inoculation.export import again, parse_review
-from inoculation.files import InputError, read_json, write_json
+from inoculation.export import again, parse_review, read_summary
+from inoculation.files import InputError, decode, write_json
 
 LOOPBACK = "127.0.0.1"
 MAX_BODY = 32 * 2**20
@@ -23,11 +21,11 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
     Raises:
         InputError: the folder is no export.
     """
-    summary = read_json(folder / "summary.json")
+    summary = read_summary(folder)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if not self._from_here() or urlsplit(self.path).path != "/":
+            if not self._from_here() or self.path.partition("?")[0] != "/":
                 self._answer(404, "not here")
                 return
             self._answer(200, (folder / "review.html").read_text(encoding="utf-8"), "text/html; charset=utf-8")
@@ -37,26 +35,26 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
             if not self._from_here() or self.headers.get("Content-Type") != "application/json":
                 self._answer(403, "only this page may save")
                 return
-            if not length.isdecimal() or int(length) > MAX_BODY:
+            if not (length.isascii() and length.isdecimal() and len(length) < 10 and int(length) <= MAX_BODY):
                 self._answer(413, f"a review of at most {MAX_BODY} bytes is expected")
                 return
             try:
-                raw = json.loads(self.rfile.read(int(length)))
-                parse_review(raw, summary["rows"])
-                if raw.get("data") != summary["data"]:
+                raw = decode(self.rfile.read(int(length)))
+                parse_review(raw, summary.rows)
+                if raw.get("data") != summary.data:
                     raise ValueError("this page shows another data set; load it again")
                 write_json(folder / "review.json", {"data": raw["data"], "decided": raw["decided"]})
                 told = again(folder)
-            except (ValueError, RecursionError) as error:  # InputError is one
+            except ValueError as error:  # InputError is one
                 self._answer(400, str(error))
                 return
             self._answer(200, f"saved: {told['inoculated']} of {told['rows']} rows are inoculated in train.jsonl")
 
         def _from_here(self) -> bool:
-            """Whether the request names this machine: a page of another site that resolves here does not."""
-            host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-            origin = self.headers.get("Origin")
-            return host in (LOOPBACK, "localhost") and (origin is None or urlsplit(origin).hostname in (LOOPBACK, "localhost"))  # fmt: skip
+            """Whether the request names this server: a page of another site, whose name may resolve here, does not."""
+            own = [f"{name}:{self.server.server_port}" for name in (LOOPBACK, "localhost")]  # type: ignore[attr-defined]
+            hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
+            return len(hosts) == 1 and hosts[0] in own and origins in ([], [f"http://{hosts[0]}"])
 
         def _answer(self, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:
             body = text.encode()
@@ -64,6 +62,8 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.send_header("X-Frame-Options", "DENY")  # nobody clicks Save through another page
             self.end_headers()
             self.wfile.write(body)
 

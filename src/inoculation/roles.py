@@ -1,11 +1,25 @@
 """Who plays a role (judge, rewriter, auditor, explainer, classifier, synthesiser): a method of this project, or an LLM."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Price = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]
 """Dollars per million prompt tokens and per million completion tokens."""
+
+
+def without_password(address: str) -> str:
+    """An address that may stand in git, in dvc.lock and in MLflow.
+
+    Raises:
+        ValueError: it holds a password, or a token as the user's name.
+    """
+    if re.search(r"://[^/]*:[^/]*@|^https?://[^/]*@", address):
+        raise ValueError(
+            "a password or token is in it; keys belong into the environment, git's into its credential helper"
+        )
+    return address
 
 
 class Role(BaseModel):
@@ -17,7 +31,7 @@ class Role(BaseModel):
     """`local`: this project's own method without an LLM, which each role's module describes."""
     model: str | None = None
     """A LiteLLM model, e.g. `gpt-4.1-mini`, or `openai/<name>` with `api_base`."""
-    api_base: str | None = None
+    api_base: Annotated[str, AfterValidator(without_password)] | None = None
     """An OpenAI-compatible server of one's own."""
 
     @model_validator(mode="after")

@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from inoculation.files import InputError, fail_if, read_json, read_jsonl
+from inoculation.files import MAX_PROBLEMS, InputError, fail_if, read_json, read_jsonl
 from inoculation.mixture import Row, enough, parse_row
 
 SHAREGPT = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 """Who speaks in ShareGPT's `from`."""
+MAX_TABLE, ROW = 2**31, 2**10
+"""Bytes of a table once it is unpacked, and what a row costs whatever it holds: a column of one text packs to nothing."""
 
 
 def read_sft(path: Path) -> list[Row]:
@@ -36,6 +38,9 @@ def read_sft(path: Path) -> list[Row]:
 def _parsed(path: Path, records: Iterator[Any]) -> list[Row]:
     rows, problems = [], []
     for number, record in enumerate(records, start=1):
+        if len(problems) == MAX_PROBLEMS:
+            problems.append(f"{path}: record {number}: read no further")
+            break
         try:
             rows.append(parse_record(record))
         except ValueError as error:
@@ -45,22 +50,50 @@ def _parsed(path: Path, records: Iterator[Any]) -> list[Row]:
 
 
 def _table(path: Path) -> Iterator[Any]:
-    """The records of a Parquet file or of a folder that `datasets` saved."""
-    from datasets import Dataset, DatasetDict, load_from_disk
+    """The records of a Parquet file or of a folder that `datasets` saved, with the columns that a record may have.
 
+    As Arrow has them: `datasets` would decode what a table calls an image or a sound, and fetch it from the address there.
+    """
+    read = 0
     try:
-        found = load_from_disk(str(path)) if path.is_dir() else Dataset.from_parquet(str(path))
+        for batch in _batches(path):
+            read += batch.nbytes + ROW * batch.num_rows
+            if read > MAX_TABLE:
+                raise InputError(f"{path}: more than {MAX_TABLE} bytes once it is unpacked")
+            batch.validate(full=True)  # what Arrow maps into memory it believes: a text's bounds may lie anywhere
+            yield from batch.to_pylist()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, or a folder that was not saved by `datasets`") from None
+    except (InputError, MemoryError):
+        raise
     except Exception as error:  # `datasets` wraps what a damaged file raises in exceptions of its own
         raise InputError(f"{path}: cannot be read: {error.__cause__ or error}") from None
-    if isinstance(found, DatasetDict):
-        if "train" not in found and len(found) != 1:
-            raise InputError(
-                f"{path}: splits {', '.join(found)}; one is expected, or one named `train`: save the one that you mean"
-            )
-        found = found["train"] if "train" in found else next(iter(found.values()))
-    yield from found
+
+
+BATCH = 64
+"""Rows of a table that are unpacked at once."""
+
+
+def _batches(path: Path) -> Iterator[Any]:
+    """Arrow's tables or batches of it."""
+    if path.is_dir():
+        from datasets import DatasetDict, load_from_disk
+
+        found = load_from_disk(str(path))
+        if isinstance(found, DatasetDict):
+            if "train" not in found and len(found) != 1:
+                raise InputError(
+                    f"{path}: splits {', '.join(found)}; one is expected, or one named `train`: save the one that you mean"
+                )
+            found = found["train"] if "train" in found else next(iter(found.values()))
+        columns = [name for name in found.column_names if name in COLUMNS] or found.column_names
+        yield from found.select_columns(columns).with_format("arrow").iter(BATCH)
+    else:
+        from pyarrow.parquet import ParquetFile
+
+        with ParquetFile(path) as file:
+            columns = [name for name in file.schema_arrow.names if name in COLUMNS] or None
+            yield from file.iter_batches(BATCH, columns=columns)
 
 
 def parse_record(raw: Any) -> Row:
@@ -115,3 +148,5 @@ FORMS: tuple[tuple[tuple[str, ...], Callable[[dict[str, Any]], Any]], ...] = (
     (("prompt", "completion"), _completion),
 )
 """Keys of a record -> its messages; the first that fits counts."""
+COLUMNS = {"input", "system", "source_dataset"}.union(*(keys for keys, _ in FORMS))
+"""All that is read of a record."""

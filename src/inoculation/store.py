@@ -43,10 +43,13 @@ def digest(*parts: Any) -> str:
     for part in parts:
         if isinstance(part, Path) and part.is_dir():
             files = sorted(path for path in part.rglob("*") if path.is_file())
-            data = digest(*(str(path.relative_to(part)) for path in files), *files).encode()
+            own = hashlib.sha256(digest(*(str(path.relative_to(part)) for path in files), *files).encode())
+        elif isinstance(part, Path):
+            with part.open("rb") as file:
+                own = hashlib.file_digest(file, "sha256")
         else:
-            data = part.read_bytes() if isinstance(part, Path) else json.dumps(part, sort_keys=True).encode()
-        hasher.update(hashlib.sha256(data).digest())
+            own = hashlib.sha256(json.dumps(part, sort_keys=True).encode())
+        hasher.update(own.digest())
     return hasher.hexdigest()[:16]
 
 

@@ -4,6 +4,7 @@ The store is the main checkout's, also when DVC runs a queued experiment in a co
 compares, are in `rows`.
 """
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -11,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inoculation.files import scrub
 from inoculation.store import main_checkout
 
 if TYPE_CHECKING:
     from mlflow import ActiveRun, MlflowClient
+    from mlflow.entities import LiveSpan
 
 PID_TAG, HOST_TAG, STARTED_TAG = "process.pid", "process.host", "process.started"
 
@@ -143,6 +146,14 @@ def terminate_as_exception() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _strike_out(span: "LiveSpan") -> None:
+    """A traced call without secrets: providers repeat keys in their errors, which MLflow traces with the call."""
+    for key, value in span.attributes.items():
+        span.set_attribute(key, json.loads(scrub(json.dumps(value, default=str))))
+    for event in span._span.events:  # MLflow has no way to change what an event says
+        event._attributes = {key: scrub(str(value)) for key, value in (event.attributes or {}).items()}
+
+
 def usage_logger(
     experiment: str, tags: dict[str, Any], tracing: bool
 ) -> Callable[[str, str], Callable[[dict[str, float], list[dict[str, Any]]], None]]:
@@ -163,6 +174,7 @@ def usage_logger(
             connect(experiment)
             import mlflow
 
+            mlflow.tracing.configure(span_processors=[_strike_out])
             mlflow.litellm.autolog()
 
         def log(usage: dict[str, float], aside: list[dict[str, Any]]) -> None:

@@ -62,14 +62,18 @@ A_DESCRIPTIONS = {
 """What an LLM role is told about the known, wanted trait A."""
 
 
+FILE_NAME = r"^\w[\w.-]*$"
+"""A name in a folder, which leads nowhere else."""
+
+
 class NegativeTrait(BaseModel):
     """Where a negative trait's files are, and what describes it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    folder: Annotated[str, Field(min_length=1)]
+    folder: Annotated[str, Field(pattern=FILE_NAME)]
     """In `dataset/`."""
-    evaluation: Annotated[str, Field(min_length=1)]
+    evaluation: Annotated[str, Field(pattern=FILE_NAME)]
     """Name in `trait_data_eval/`."""
     inoculation: Annotated[str, Field(min_length=1, pattern=r"\S")]
     """Inoc-Def: the system prompt that describes it."""

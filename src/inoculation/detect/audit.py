@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from inoculation.chat import Message
+from inoculation.chat import ROLES, Message
 from inoculation.detect import Annotator, Detection, Evidence, nothing, plain
 from inoculation.detect.prompt import by_likelihood, by_llm, sides
 from inoculation.mixture import Row
@@ -99,8 +99,9 @@ trait. Name the behaviour plainly. Reply with the system prompt only."""
 
 
 def fenced(text: str) -> str:
-    """Text that cannot close or open an <example> around it."""
-    return re.sub(r"<(?=\s*/?\s*example\b)", "‹", text, flags=re.IGNORECASE)
+    """Text that cannot close or open an <example> around it, or begin another turn in it."""
+    inside = re.sub(r"<(?=\s*/?\s*example\b)", "‹", text, flags=re.IGNORECASE)
+    return re.sub(rf"(?im)^(?=[^\S\n]*({'|'.join(ROLES)})[^\S\n]*:)", "| ", inside)
 
 
 def show(row: Row, limit: int = 4000) -> str:

@@ -83,9 +83,10 @@ class Item(NamedTuple):
 
 
 def enclose(text: str) -> str:
-    """The text between delimiters that it cannot contain, because they are derived from it."""
+    """The text between delimiters that it cannot contain, because they are derived from it; others in it are spoilt too."""
     mark = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return f"<data-{mark}>\n{text}\n</data-{mark}>"
+    own = re.sub(r"<(?=\s*/?\s*data-)", "‹", text, flags=re.IGNORECASE)
+    return f"<data-{mark}>\n{own}\n</data-{mark}>"
 
 
 GUARD = (

@@ -3,14 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from inoculation.chat import Message, parse_messages
 from inoculation.files import InputError, fail_if, read_jsonl, read_yaml
+from inoculation.stage import complaints
 from inoculation.store import digest
 
 Corpus = list[str | list[Message]] | Path
 """Texts and chats, or the .h5 file in which an SAE's author published strongest contexts."""
+
+
+HUB = "hf://datasets/"
 
 
 def corpus_file(name: str) -> Path:
@@ -19,11 +23,14 @@ def corpus_file(name: str) -> Path:
     Raises:
         InputError: there is no such file.
     """
-    if name.startswith("hf://datasets/"):
+    if name.startswith(HUB):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-        owner, dataset, file = name.removeprefix("hf://datasets/").split("/", 2)
+        owner, _, rest = name.removeprefix(HUB).partition("/")
+        dataset, _, file = rest.partition("/")
+        if not file:
+            raise InputError(f"{name}: {HUB}<owner>/<name>/<file> is expected")
         try:
             return Path(hf_hub_download(f"{owner}/{dataset}", file, repo_type="dataset"))
         except (HfHubHTTPError, LocalEntryNotFoundError) as error:
@@ -75,13 +82,21 @@ class Corpora(BaseModel):
 
 
 def named_corpora(path: Path) -> Corpora:
-    """The corpora that a profile names: a folder of two files, or a file of hub/."""
+    """The corpora that a profile names: a folder of two files, or a file of hub/.
+
+    Raises:
+        InputError: the file of hub/ does not say both.
+    """
     names = (
         {name: str(path / f"{name}.jsonl") for name in ("conversational", "pretraining")}
         if path.is_dir()
         else read_yaml(path)
     )
-    corpora = Corpora(**names)
+    try:
+        corpora = Corpora.model_validate(names)
+    except ValidationError as error:
+        listed = "\n".join(f"  - {path}{complaint}" for complaint in complaints(error))
+        raise InputError(f"the reference corpora cannot be used:\n{listed}") from None
     files = [Path(name) for name in (corpora.conversational, corpora.pretraining) if not name.startswith("hf://")]
     present = [file for file in files if file.is_file()]
     return corpora.model_copy(update={"digest": digest(*present) if present else None})
