@@ -1,6 +1,6 @@
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -37,11 +37,7 @@ class Train(Stage):
 
         from inoculation import tracking
 
-        log: list[dict[str, Any]] = []
-
         def on_log(step: int, metrics: dict[str, float]) -> None:
-            if "loss" in metrics:  # the last report is about speed: the same training gives the same file
-                log.append({"step": step, **metrics})
             mlflow.log_metrics({f"train/{key}": value for key, value in metrics.items()}, step=step)
 
         name = "/".join(self.record.parts[2:-1])
@@ -51,7 +47,7 @@ class Train(Stage):
                 self.ref, self.settings, self.save_steps, chats, self.seed, self.adapter, work, on_log
             )
             mlflow.log_metrics({f"train/{key}": value for key, value in cost._asdict().items()})
-            write_json(self.record, {"trained": True, **result._asdict(), "log": log})
+            write_json(self.record, {"trained": True, **result._asdict()})
         if result.cut_examples:
             print(
                 f"warning: {result.cut_examples} of {result.examples} examples were longer than "
