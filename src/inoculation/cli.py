@@ -112,11 +112,15 @@ def run(name: str, arguments: dict[str, Any]) -> None:
     commands.keep_timing(name, argument, time.monotonic() - started)
 
 
-def _keep_traceback(name: str) -> Path:
-    """Write the traceback of a failure of the machine where a person can find it."""
+def _keep_traceback(name: str) -> Path | str:
+    """Write the traceback of a failure of the machine where a person can find it; where nothing can be written, return it."""
     from inoculation.store import main_checkout
 
     path = main_checkout() / ".cache" / "tracebacks" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(traceback.format_exc())
+    told = traceback.format_exc()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(told)
+    except OSError:
+        return told
     return path

@@ -38,8 +38,18 @@ class Train(Stage):
         from inoculation import tracking
 
         def on_log(step: int, metrics: dict[str, float]) -> None:
-            mlflow.log_metrics({f"train/{key}": value for key, value in metrics.items()}, step=step)
+            nonlocal reached
+            if reached:
+                try:
+                    mlflow.log_metrics({f"train/{key}": value for key, value in metrics.items()}, step=step)
+                except mlflow.MlflowException as error:
+                    reached = False
+                    print(
+                        f"warning: the training goes on and no longer shows in MLflow, which failed: {error}",
+                        file=sys.stderr,
+                    )
 
+        reached = True
         name = "/".join(self.record.parts[2:-1])
         inputs = (self.ref.model_dump(), self.settings.model_dump(), self.seed)
         with unfinished(self.command, self.chats, *inputs) as work, tracking.run("training", name):
