@@ -105,12 +105,19 @@ def new_row(name: str, tags: Mapping[str, str], params: Mapping[str, Any], cell:
         return int(row.data.tags.get(VERSION_TAG, 0)), row.info.run_id
 
     version = 1 + max((rank(row)[0] for row in find(cell)), default=0)
-    with of_the_store(), terminate_as_exception(), mlflow.start_run(run_name=name) as run:
-        mlflow.set_tags({**process_tags(), **tags, CELL_TAG: cell, VERSION_TAG: str(version)})
-        mlflow.log_params(params)
-        yield run
-        mlflow.set_tag(STAGE_TAG, REPORTED)
-        # Another process may log the same cell at the same time: whoever looks last sees both, and all agree which one stays.
+    run = None
+    with of_the_store():
+        try:
+            with terminate_as_exception(), mlflow.start_run(run_name=name) as run:
+                mlflow.set_tags({**process_tags(), **tags, CELL_TAG: cell, VERSION_TAG: str(version)})
+                mlflow.log_params(params)
+                yield run
+                mlflow.set_tag(STAGE_TAG, REPORTED)
+        except mlflow.MlflowException:
+            # Another process logged the same cell, and its row stays: this one is in the trash before it could end.
+            if run is None or mlflow.get_run(run.info.run_id).info.lifecycle_stage != "deleted":
+                raise
+        # Whoever looks last sees the rows of both, and all agree which one stays.
         for old in sorted(find(cell), key=rank)[:-1]:
             mlflow.delete_run(old.info.run_id)
 

@@ -6,6 +6,7 @@ The store is the main checkout's, also when DVC runs a queued experiment in a co
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -182,6 +183,36 @@ def run(experiment: str, name: str) -> Iterator["ActiveRun"]:
     with of_the_store(), terminate_as_exception(), mlflow.start_run(run_name=name) as started:
         mlflow.set_tags(process_tags())
         yield started
+
+
+@contextmanager
+def progress(experiment: str, name: str) -> Iterator[Callable[..., None]]:
+    """A run of hours that shows how far it is. Once begun, the work goes on without the store.
+
+    Yields:
+        (metrics, step=None) -> None, which logs them, until the store fails once.
+    """
+    import mlflow
+
+    reached, done = True, False
+
+    def log(metrics: dict[str, float], step: int | None = None) -> None:
+        nonlocal reached
+        if reached:
+            try:
+                mlflow.log_metrics(metrics, step=step)
+            except mlflow.MlflowException as error:
+                reached = False
+                print(f"warning: this goes on and no longer shows in MLflow, which failed: {error}", file=sys.stderr)
+
+    try:
+        with run(experiment, name):
+            yield log
+            done = True
+    except StoreError as error:
+        if not done:
+            raise
+        print(f"warning: finished; its run in MLflow stays open, {error}", file=sys.stderr)
 
 
 @contextmanager

@@ -33,31 +33,20 @@ class Train(Stage):
                 note.write_text("The group `base` is the untouched model: it has no adapter.\n")
             write_json(self.record, {"trained": False, "log": []})
             return
-        import mlflow
-
         from inoculation import tracking
 
-        def on_log(step: int, metrics: dict[str, float]) -> None:
-            nonlocal reached
-            if reached:
-                try:
-                    mlflow.log_metrics({f"train/{key}": value for key, value in metrics.items()}, step=step)
-                except mlflow.MlflowException as error:
-                    reached = False
-                    print(
-                        f"warning: the training goes on and no longer shows in MLflow, which failed: {error}",
-                        file=sys.stderr,
-                    )
-
-        reached = True
         name = "/".join(self.record.parts[2:-1])
         inputs = (self.ref.model_dump(), self.settings.model_dump(), self.seed)
-        with unfinished(self.command, self.chats, *inputs) as work, tracking.run("training", name):
+        with unfinished(self.command, self.chats, *inputs) as work, tracking.progress("training", name) as show:
+
+            def on_log(step: int, metrics: dict[str, float]) -> None:
+                show({f"train/{key}": value for key, value in metrics.items()}, step)
+
             result, cost = train.train(
                 self.ref, self.settings, self.save_steps, chats, self.seed, self.adapter, work, on_log
             )
-            mlflow.log_metrics({f"train/{key}": value for key, value in cost._asdict().items()})
             write_json(self.record, {"trained": True, **result._asdict()})
+            show({f"train/{key}": value for key, value in cost._asdict().items()})
         if result.cut_examples:
             print(
                 f"warning: {result.cut_examples} of {result.examples} examples were longer than "
