@@ -1,17 +1,30 @@
-# make repro | test | ui [PORT=5000] | smollm2 | lint. Everything is installed into .venv from requirements.lock.
+# make repro | test | ui [PORT=5000] | smollm2 | lint | soak. Everything is installed into .venv from requirements.lock.
 PYTHON ?= python3
 PORT ?= 5000
 SHELL := /bin/bash
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test ui lint lock smollm2
+.PHONY: repro test ui lint lock smollm2 soak soak-faults
 repro: .venv/installed
 	$(BIN)/dvc repro
 
 test: export OMP_NUM_THREADS := 1
 test: .venv/installed .venv/smollm2
 	$(BIN)/pytest -n 2 --dist worksteal --durations 12
+
+# What takes too long for `make test`.
+soak: soak-faults
+
+# Two clones over S3; faults at random moments in every long stage; 500 cells.
+soak-faults: export OMP_NUM_THREADS := 1
+soak-faults: .venv/soak
+	$(BIN)/pytest tests/test_stores.py
+	$(BIN)/python benchmarks/soak_faults.py --rounds 3 --cells 500
+
+.venv/soak: .venv/installed pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[soak]'
+	touch $@
 
 # One process for one person; nothing here uses the jobs of the server. MLflow imports LiteLLM, whose fetch of a price table can
 # hang the server where there is no network.

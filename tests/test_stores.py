@@ -51,11 +51,16 @@ def running(*command: str, ready: str, folder: Path, environment: dict[str, str]
         server.wait(30)
 
 
-def mlflow_server(folder: Path):
-    """`mlflow server` on an SQLite database, with the artifacts behind it."""
+def mlflow_server(folder: Path, database: Path | None = None) -> contextlib.AbstractContextManager[str]:
+    """`mlflow server` on an SQLite database, with the artifacts behind it.
+
+    Args:
+        folder: made for it.
+        database: one that is there already; default: a new one in `folder`.
+    """
     folder.mkdir()
     command = (str(BIN / "mlflow"), "server", "--workers", "1", "--serve-artifacts", "--artifacts-destination", str(folder / "artifacts"),
-               "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}")  # fmt: skip
+               "--backend-store-uri", f"sqlite:///{database or folder / 'mlflow.db'}")  # fmt: skip
     return running(*command, ready="/health", folder=folder)
 
 

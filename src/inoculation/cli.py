@@ -7,6 +7,7 @@ code of the checkout that it runs in: a queued experiment has a copy of its own,
 import argparse
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -102,6 +103,8 @@ def run(name: str, arguments: dict[str, Any]) -> None:
     from inoculation.registry import load
     from inoculation.store import main_checkout
 
+    # Without this a SIGTERM leaves temporary files beside the outputs: no block is left in order.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     argument = next(iter(arguments.values()), None)
     stage = load(name).load(argument)
     if stage.expensive:
