@@ -198,6 +198,7 @@ def many_cells(project: Project, count: int, folder: Path) -> bool:
     from inoculation import rows, tracking
     from inoculation.paths import experiment
 
+    os.chdir(project.folder)
     os.environ["DVC_ROOT"] = str(project.folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     raw = yaml.safe_load((project.folder / "params.yaml").read_text())
