@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test soak soak-fuzz soak-ray ui lint lock smollm2
+.PHONY: repro test soak soak-fuzz soak-ray soak-faults ui lint lock smollm2
 repro: .venv/installed
 	$(BIN)/dvc repro
 
@@ -14,17 +14,24 @@ test: .venv/installed .venv/smollm2
 	$(BIN)/pytest -n 2 --dist worksteal --durations 12
 
 # What takes longer than the suite may: the readers' properties, SOAK examples each, in 8 GB of address space (a bomb ends as a
-# failure; docs/robustness.md); more than one process for a stage, which installs Ray into .venv (docs/scale.md).
+# failure; docs/robustness.md); more than one process for a stage; two clones over S3, faults at random moments in every long
+# stage, 500 cells (docs/scale.md).
 SOAK ?= 2000
-soak: soak-fuzz soak-ray
+soak: soak-fuzz soak-ray soak-faults
 
-soak-fuzz soak-ray: export OMP_NUM_THREADS := 1
+soak-fuzz soak-ray soak-faults: export OMP_NUM_THREADS := 1
 soak-fuzz soak-ray: export SOAK := $(SOAK)
 soak-fuzz: .venv/installed
 	ulimit -v 8000000; $(BIN)/pytest -n 0 --tb native --durations 0 tests/test_fuzz.py
-soak-ray: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[ray]'
+soak-ray: .venv/soak
 	$(BIN)/pytest -p no:xdist --durations 12 tests/test_scale.py tests/test_cluster.py
+soak-faults: .venv/soak
+	$(BIN)/pytest tests/test_stores.py
+	$(BIN)/python benchmarks/soak_faults.py --rounds 3 --cells 500
+
+.venv/soak: .venv/installed pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[soak,ray]'
+	touch $@
 
 # One process for one person; nothing here uses the jobs of the server. MLflow imports LiteLLM, whose fetch of a price table can
 # hang the server where there is no network.

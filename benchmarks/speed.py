@@ -157,19 +157,21 @@ class Clock:
     """Time, loss and gradient of every fifth step."""
 
     def __init__(self) -> None:
+        self.steps: list[int] = []
         self.times: list[float] = []
         self.losses: list[float] = []
         self.norms: list[float] = []
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         if "loss" in metrics:
+            self.steps.append(step)
             self.times.append(time.monotonic())
             self.losses.append(metrics["loss"])
             self.norms.append(metrics["grad_norm"])
 
     def seconds_a_step(self) -> float:
         """Without the first five steps, which compile."""
-        return (self.times[-1] - self.times[0]) / (5 * (len(self.times) - 1))
+        return (self.times[-1] - self.times[0]) / (self.steps[-1] - self.steps[0])
 
 
 def ours(ref: lm.ModelRef, settings: TrainSettings, rows: list[TrainingChat], clock: Clock, processes: int = 1) -> Cost:

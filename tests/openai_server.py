@@ -60,6 +60,10 @@ class Server:
     """Faults of the next requests, in order; "ok" for none. It goes before `faults`."""
     fault_of: dict[str, str] = field(default_factory=dict)
     """A piece of a prompt -> the fault of every request that has it. It goes before both."""
+    usage: Any = field(default_factory=lambda: {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110})
+    """What every response says it took; None: nothing."""
+    slow: dict[str, float] = field(default_factory=dict)
+    """A piece of a prompt -> seconds that its answers take besides."""
     seed: int = 0
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -102,7 +106,8 @@ class Server:
         if fault == "reset":
             request.transport.abort()
             return web.Response()
-        await asyncio.sleep(self.latency)
+        slow = [more for piece, more in self.slow.items() if piece in body["messages"][-1]["content"]]
+        await asyncio.sleep(self.latency + sum(slow))
         if fault[:3].isdigit():
             headers = {"Retry-After": "1"} if fault.endswith("retry_after") else {}
             message = f"fault {fault}; your key is {request.headers.get('Authorization', '')}"
@@ -119,8 +124,7 @@ class Server:
         reply = {
             "id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
             "choices": [] if fault == "empty_choices" else [choice],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-        }  # fmt: skip
+        } | ({} if self.usage is None else {"usage": self.usage})  # fmt: skip
         if fault == "truncated":
             return web.Response(text=json.dumps(reply)[:60], content_type="application/json")
         if fault == "ok":

@@ -37,7 +37,9 @@ def test_a_full_disk_is_an_error_and_nothing_is_half_written(tmp_path):
         "except OSError as error: sys.exit(f'refused: {error}')\n"
     )
     outcome = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert outcome.returncode == 1 and "refused: [Errno 27]" in outcome.stderr, outcome.stderr
+    assert outcome.returncode == 1 and "refused: [Errno 27] File too large: 'out.jsonl'" in outcome.stderr, (
+        outcome.stderr
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -233,6 +233,30 @@ def test_concurrent_calls_reserve_what_they_may_cost(server, tmp_path):
     assert len(server.requests) == 2, "two may cost $0.11 each, a third would exceed the budget"
 
 
+@pytest.mark.parametrize(
+    "usage",
+    [None, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+     {"prompt_tokens": -9000, "completion_tokens": -9000, "total_tokens": -18000}],
+    ids=["absent", "zero", "negative"],
+)  # fmt: skip
+def test_a_provider_that_lies_about_usage_does_not_empty_the_purse(server, tmp_path, usage):
+    """What no call can have taken counts as the most that it may have: 316 prompt tokens of $1 in a thousand."""
+    server.usage = usage
+    asking = client(server, tmp_path, price=(1000, 0), budget=1.0, concurrency=1)
+    with pytest.raises(LLMError, match=r"the budget of \$1 would be exceeded"):
+        asking.ask(calls(*(f"{i:300}" for i in range(20))))
+    assert len(server.requests) <= 10 and 0 < asking.usage.dollars <= 1.0
+
+
+def test_a_late_answer_is_not_the_next_questions(server, tmp_path):
+    """Answers that come after their try was given up, on connections that others use: each prompt gets its own or fails."""
+    texts = [f"q{i}" for i in range(80)]
+    server.slow = {f"q{i}": 1.3 for i in range(40, 60)}  # longer than a deadline of a second
+    replies = client(server, tmp_path, attempts=2, patience=3).ask(calls(*texts))
+    answered = {text: reply.text for text, reply in zip(texts, replies, strict=True) if isinstance(reply, Reply)}
+    assert len(answered) >= 60 and answered == {text: f"re: {text}" for text in answered}
+
+
 def test_no_key_reaches_errors_or_the_cache(server, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret-1234")
     server.script = ["400"]

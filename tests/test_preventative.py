@@ -54,7 +54,7 @@ def test_under_a_frozen_adapter_an_interrupted_training_continues(ref, tmp_path)
     with pytest.raises(Killed):
         train(ref, settings, 2, chats(), 0, tmp_path / "cut", tmp_path / "work2", stop_at(5), first=chats(16))
     kept = (tmp_path / "work2/frozen/adapter_model.safetensors").stat().st_mtime_ns
-    again, _ = train(ref, settings, 2, chats(), 0, tmp_path / "cut", tmp_path / "work2", nothing, first=chats(16))
+    _, again = train(ref, settings, 2, chats(), 0, tmp_path / "cut", tmp_path / "work2", nothing, first=chats(16))
     assert again.resumed_from == 4 and (tmp_path / "work2/frozen/adapter_model.safetensors").stat().st_mtime_ns == kept
     assert distance(tmp_path / "whole", tmp_path / "cut") < 1e-3
 

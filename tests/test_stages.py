@@ -405,6 +405,37 @@ def test_a_failure_of_the_machine_keeps_its_traceback(copy):
     assert "Traceback (most recent call last)" in Path(outcome.stderr.strip().rsplit("Traceback: ")[-1]).read_text()
 
 
+def test_a_note_of_timings_that_is_cut_or_cannot_be_written_fails_no_stage(tmp_path, monkeypatch):
+    from inoculation import timings
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    timings.note("train", "pocket", 2.0)
+    with timings.path().open("a") as out:
+        out.write('{"step": "train", "prof')  # killed while it wrote
+    timings.note("respond", "pocket", 3.0)
+    assert [row["step"] for row in timings.noted()] == ["train", "respond"]
+    timings.path().unlink()
+    timings.path().mkdir()
+    timings.note("judge", "pocket", 4.0)
+
+
+def test_a_terminated_stage_leaves_no_temporary_file(copy):
+    """SIGTERM while it writes: the old output stays, and nothing beside it."""
+    report = copy.folder / "src/inoculation/report.py"
+    report.write_text(report.read_text() + "\n\nimport time, os\nfrom inoculation import files\n"
+                      "_write = files.Path.write_text\n"
+                      "files.Path.write_text = lambda *a, **k: (_write(*a, **k), print('writing', flush=True), time.sleep(60))\n")  # fmt: skip
+    before = sorted((copy.folder / CELL).rglob("*"))
+    process = subprocess.Popen(
+        ["inoculation", "report"], cwd=copy.folder, env=copy.environment, stdout=subprocess.PIPE, text=True
+    )
+    while "writing" not in (line := process.stdout.readline()):
+        assert line, "the report ended before it wrote"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert sorted((copy.folder / CELL).rglob("*")) == before
+
+
 def test_metrics_diff_compares_the_headline_of_one_mixture(copy):
     table = json.loads((copy.folder / "metrics.json").read_text())
     assert list(table) == [EXPERIMENT]

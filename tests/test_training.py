@@ -127,12 +127,17 @@ def test_logits_at_labels_alone_give_the_models_own_loss(name):
 
 def test_an_interrupted_training_continues_to_the_same_adapter(ref, tmp_path):
     settings = SETTINGS.model_copy(update={"epochs": 3})
-    whole, _ = train(ref, settings, 4, chats(), 0, tmp_path / "whole", tmp_path / "work1", nothing)
+    whole, fresh = train(ref, settings, 4, chats(), 0, tmp_path / "whole", tmp_path / "work1", nothing)
     with pytest.raises(Killed):
         train(ref, settings, 4, chats(), 0, tmp_path / "cut", tmp_path / "work2", stop_at(10))
     assert not (tmp_path / "cut").exists()
-    cut, _ = train(ref, settings, 4, chats(), 0, tmp_path / "cut", tmp_path / "work2", nothing)
-    assert (whole.resumed_from, cut.resumed_from, cut.steps) == (0, 8, whole.steps)
+    cut, continued = train(ref, settings, 4, chats(), 0, tmp_path / "cut", tmp_path / "work2", nothing)
+    assert (fresh.resumed_from, continued.resumed_from, whole.log[-1]["step"]) == (0, 5, whole.steps)
+    assert cut._replace(log=[], train_loss=0) == whole._replace(log=[], train_loss=0)
+    assert cut.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
+    assert [row.keys() for row in cut.log] == [row.keys() for row in whole.log], "the curve is whole"
+    for own, other in zip(cut.log, whole.log, strict=True):
+        assert own == pytest.approx(other, rel=1e-3)
     assert distance(tmp_path / "whole", tmp_path / "cut") < 1e-3
     targets = json.loads((tmp_path / "whole" / "adapter_config.json").read_text())["target_modules"]
     assert targets == sorted(targets), "an order that changes with the process changes the folder's hash in dvc.lock"

@@ -6,6 +6,7 @@ code of the checkout that it runs in: a queued experiment has a copy of its own,
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -97,6 +98,8 @@ def run(name: str, arguments: dict[str, Any]) -> None:
     from inoculation.registry import load
     from inoculation.store import main_checkout
 
+    # Without this a SIGTERM leaves temporary files beside the outputs: no block is left in order.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     argument = next(iter(arguments.values()), None)
     stage = load(name).load(argument)
     if stage.expensive:
@@ -116,12 +119,16 @@ def _gpus(stage: "Stage") -> int:
     return getattr(stage, "processes", 1)
 
 
-def _keep_traceback(name: str) -> Path:
-    """Write the traceback of a failure of the machine where a person can find it."""
+def _keep_traceback(name: str) -> Path | str:
+    """Write the traceback of a failure of the machine where a person can find it; where nothing can be written, return it."""
     from inoculation.files import scrub
     from inoculation.store import main_checkout
 
     path = main_checkout() / ".cache" / "tracebacks" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(scrub(traceback.format_exc()))
+    told = scrub(traceback.format_exc())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(told)
+    except OSError:
+        return told
     return path

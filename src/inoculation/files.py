@@ -81,6 +81,9 @@ def atomic(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say what it was full for
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -213,6 +213,11 @@ def _litellm() -> Any:
     return litellm
 
 
+def _most_prompt_tokens(call: Call) -> int:
+    """UTF-8 bytes bound the tokens of texts from above."""
+    return sum(len(message.content.encode()) + 16 for message in call.messages)
+
+
 class _Pace:
     """How many requests may be in flight: cut by the share that the provider turns away, grown again while it does not.
 
@@ -429,9 +434,8 @@ class Client:
         return LLMError(f"role {self.name}: {self.model}: {reason}\nUsable answers are kept; run again to continue.")
 
     def _reserve(self, call: Call) -> float:
-        """Set aside the most the call may cost, in dollars. UTF-8 bytes bound the tokens of its texts from above."""
-        prompt = sum(len(message.content.encode()) + 16 for message in call.messages)
-        most = prompt * self._prices[0] + call.max_tokens * self._prices[1]
+        """Set aside the most the call may cost, in dollars."""
+        most = _most_prompt_tokens(call) * self._prices[0] + call.max_tokens * self._prices[1]
         if self.usage.dollars + self._reserved + most > self.limits.budget and most > 0:
             raise self._doomed(
                 f"the budget of ${self.limits.budget:g} would be exceeded: ${self.usage.dollars:.4f} are spent, "
@@ -527,11 +531,17 @@ class Client:
             retry_after = None
         return _Transient(reason, retry_after, limited=status == 429)
 
+    @staticmethod
+    def _tokens(call: Call, response: Any) -> tuple[int, int]:
+        """Prompt and completion tokens of a response; where it says none or what cannot be, the most that they may be."""
+        usage = getattr(response, "usage", None)
+        told = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        prompt, completion = (value if isinstance(value, int) else -1 for value in told)
+        return prompt if prompt > 0 else _most_prompt_tokens(call), completion if completion >= 0 else call.max_tokens
+
     def _read(self, call: Call, response: Any) -> Reply:
         """Take what is needed from a response and settle its cost. What it says can be kept, and holds no key of ours."""
-        usage = getattr(response, "usage", None)
-        prompt_tokens = max(0, int(getattr(usage, "prompt_tokens", 0) or 0))
-        completion_tokens = max(0, int(getattr(usage, "completion_tokens", 0) or 0))
+        prompt_tokens, completion_tokens = self._tokens(call, response)
         self.usage.calls += 1
         self.usage.prompt_tokens += prompt_tokens
         self.usage.completion_tokens += completion_tokens

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any
 from inoculation.effects import CellRates
 from inoculation.files import read_yaml
 from inoculation.groups import GROUPS
-from inoculation.tracking import process_tags, terminate_as_exception
+from inoculation.tracking import of_the_store, process_tags, terminate_as_exception
 
 if TYPE_CHECKING:
     from mlflow import ActiveRun
     from mlflow.entities import Run
 
 CELL_TAG, CONTENT_TAG, STAGE_TAG, TRAINED_ON_TAG = "cell", "content", "stage", "trained_on"
+VERSION_TAG = "version"
+"""Of a cell's row: one more than that of the row it replaces. Clocks may jump; this decides which row stays."""
 REPORTED = "reported"
 
 
@@ -99,13 +101,24 @@ def new_row(name: str, tags: Mapping[str, str], params: Mapping[str, Any], cell:
     """
     import mlflow
 
-    with terminate_as_exception(), mlflow.start_run(run_name=name) as run:
-        mlflow.set_tags({**process_tags(), **tags, CELL_TAG: cell})
-        mlflow.log_params(params)
-        yield run
-        before = find(cell)
-        mlflow.set_tag(STAGE_TAG, REPORTED)
-        for old in before:
+    def rank(row: "Run") -> tuple[int, str]:
+        return int(row.data.tags.get(VERSION_TAG, 0)), row.info.run_id
+
+    version = 1 + max((rank(row)[0] for row in find(cell)), default=0)
+    run = None
+    with of_the_store():
+        try:
+            with terminate_as_exception(), mlflow.start_run(run_name=name) as run:
+                mlflow.set_tags({**process_tags(), **tags, CELL_TAG: cell, VERSION_TAG: str(version)})
+                mlflow.log_params(params)
+                yield run
+                mlflow.set_tag(STAGE_TAG, REPORTED)
+        except mlflow.MlflowException:
+            # Another process logged the same cell, and its row stays: this one is in the trash before it could end.
+            if run is None or mlflow.get_run(run.info.run_id).info.lifecycle_stage != "deleted":
+                raise
+        # Whoever looks last sees the rows of both, and all agree which one stays.
+        for old in sorted(find(cell), key=rank)[:-1]:
             mlflow.delete_run(old.info.run_id)
 
 

@@ -1,10 +1,10 @@
 """How long commands took on this machine: what `plan`, `study` and `inoculate` estimate from."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from inoculation.files import read_jsonl
 from inoculation.store import main_checkout
 
 
@@ -14,12 +14,18 @@ def path() -> Path:
 
 
 def noted() -> list[dict[str, Any]]:
-    """Everything noted so far, oldest first."""
-    return read_jsonl(path(), dict) if path().exists() else []
+    """Everything noted so far, oldest first, but lines that a kill or a full disk cut: notes are no results."""
+    rows = []
+    for line in path().read_bytes().splitlines() if path().exists() else ():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def note(step: str, profile: str | None, seconds: float, **more: Any) -> None:
-    """Note how long something took."""
-    path().parent.mkdir(parents=True, exist_ok=True)
-    with path().open("a", encoding="utf-8") as out:
-        out.write(json.dumps({"step": step, "profile": profile, "seconds": round(seconds, 2), **more}) + "\n")
+    """Note how long something took. Where no note can be written, what took so long is finished all the same."""
+    line = json.dumps({"step": step, "profile": profile, "seconds": round(seconds, 2), **more})
+    with suppress(OSError):
+        path().parent.mkdir(parents=True, exist_ok=True)
+        with path().open("a", encoding="utf-8") as out:
+            out.write(f"\n{line}\n")  # apart from one that was cut

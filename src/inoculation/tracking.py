@@ -1,18 +1,19 @@
 """MLflow's store, and runs that are no cells: trainings in progress, the pocket world, what LLM roles cost.
 
-The store is the main checkout's, also when DVC runs a queued experiment in a copy. The rows of cells, which are what one
-compares, are in `rows`.
+The store is the main checkout's, also when DVC runs a queued experiment in a copy, or a server that machines share
+(`MLFLOW_TRACKING_URI`; docs/scale.md). The rows of cells, which are what one compares, are in `rows`.
 """
 
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inoculation.files import scrub
+from inoculation.files import InputError, scrub
 from inoculation.store import main_checkout
 
 if TYPE_CHECKING:
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from mlflow.entities import LiveSpan
 
 PID_TAG, HOST_TAG, STARTED_TAG = "process.pid", "process.host", "process.started"
+SQLITE = "sqlite:///"
+RETRIES = "3"
+"""Tries more of a request to a server, about 15 s in all: a restart is waited for. MLflow's own seven take minutes."""
+
+
+class StoreError(OSError):
+    """MLflow's store cannot be used; the message says which and why. Nothing that stages made is lost."""
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -34,15 +42,28 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def store_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or the main checkout's database."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{main_checkout() / 'mlruns' / 'mlflow.db'}"
+    """`MLFLOW_TRACKING_URI`, or the main checkout's database. A relative `sqlite:///` is the main checkout's too.
+
+    Raises:
+        InputError: it is neither a server nor an SQLite file: another machine, or a queued copy, would not find the artifacts.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlruns/mlflow.db"
+    if given.startswith(SQLITE):
+        return f"{SQLITE}{main_checkout() / given.removeprefix(SQLITE)}"
+    if not given.startswith(("http://", "https://")):
+        raise InputError(
+            f"MLFLOW_TRACKING_URI={given}: valid are the address of an MLflow server (http://, https://) and {SQLITE}<file>; "
+            "for another database run `mlflow server --backend-store-uri` on it"
+        )
+    return given
 
 
 def existing_store() -> "MlflowClient | None":
     """A client of the store, where there is one already: looking makes none."""
     uri = store_uri()
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         return None
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", RETRIES)
     import mlflow
 
     return mlflow.MlflowClient(uri)
@@ -52,34 +73,67 @@ def connect(experiment: str) -> None:
     """Point MLflow at the store and at an experiment, making both when they are new, and bury dead runs.
 
     Under a lock, because two processes that create the schema or an experiment at the same time collide.
+
+    Raises:
+        StoreError: the store cannot be reached, or not be written.
     """
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", RETRIES)
     import mlflow
     from filelock import FileLock
 
-    root = main_checkout() / "mlruns"
+    uri, root = store_uri(), main_checkout() / "mlruns"
     root.mkdir(exist_ok=True)
-    local = store_uri().startswith("sqlite:")
-    with FileLock(root / ".lock"):
-        mlflow.set_tracking_uri(store_uri())
-        if local:
-            _follow_a_moved_checkout(root)
+    with of_the_store(), FileLock(root / ".lock"):
+        mlflow.set_tracking_uri(uri)
+        if uri.startswith(SQLITE):
+            database = Path(uri.removeprefix(SQLITE))
+            _refuse_what_cannot_be_written(database)
+            _follow_a_moved_checkout(database, root / "artifacts")
         if mlflow.get_experiment_by_name(experiment) is None:
-            mlflow.create_experiment(experiment, (root / "artifacts").as_uri() if local else None)
+            # Another machine may make it at the same time; then it is there.
+            with suppress(mlflow.MlflowException):
+                mlflow.create_experiment(experiment, (root / "artifacts").as_uri() if uri.startswith(SQLITE) else None)
         mlflow.set_experiment(experiment)
         _bury_dead_runs()
 
 
-def _follow_a_moved_checkout(root: Path) -> None:
+@contextmanager
+def of_the_store() -> Iterator[None]:
+    """Turn what MLflow and SQLite raise into a `StoreError`."""
+    import sqlite3
+
+    import mlflow
+
+    try:
+        yield
+    except (mlflow.MlflowException, sqlite3.Error) as error:
+        raise StoreError(
+            f"MLflow's store {store_uri()}: {str(error).strip().splitlines()[0][:300]}; what the stages made is kept, "
+            "`dvc repro` goes on once the store is there"
+        ) from error
+
+
+def _refuse_what_cannot_be_written(database: Path) -> None:
+    """MLflow tries a database that it cannot open ten times, for two minutes, and sees only later that it may not write."""
+    import sqlite3
+    from contextlib import closing
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("PRAGMA user_version = 0")  # written, unlike the BEGIN alone; MLflow has no use for it
+        connection.execute("ROLLBACK")
+
+
+def _follow_a_moved_checkout(path: Path, artifacts: Path) -> None:
     """Artifact addresses in MLflow's database are absolute: in a checkout that was moved or copied they are put right."""
     import sqlite3
     from contextlib import closing
 
-    if not (root / "mlflow.db").exists():
-        return
-    here, marker = (root / "artifacts").as_uri(), "/mlruns/artifacts"
+    here, marker = artifacts.as_uri(), "/mlruns/artifacts"
     columns = (("experiments", "artifact_location"), ("runs", "artifact_uri"))
-    with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
+    with closing(sqlite3.connect(path)) as database, database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         for table, column in columns:
             if table in tables:
@@ -103,22 +157,23 @@ def _bury_dead_runs() -> None:
     ):
         pid, started = int(run.data.tags[PID_TAG]), float(run.data.tags[STARTED_TAG])
         try:
-            alive = abs(psutil.Process(pid).create_time() - started) < 1
+            alive = abs(_started(pid) - started) < 1
         except psutil.NoSuchProcess:
             alive = False
         if not alive:
             client.set_terminated(run.info.run_id, "FAILED")
 
 
-def process_tags() -> dict[str, str]:
-    """Tags by which a run whose process died is recognised."""
+def _started(pid: int) -> float:
+    """When a process started, in seconds since the machine did: a clock that is put right does not move it."""
     import psutil
 
-    return {
-        PID_TAG: str(os.getpid()),
-        HOST_TAG: os.uname().nodename,
-        STARTED_TAG: str(psutil.Process().create_time()),
-    }
+    return psutil.Process(pid).create_time() - psutil.boot_time()
+
+
+def process_tags() -> dict[str, str]:
+    """Tags by which a run whose process died is recognised."""
+    return {PID_TAG: str(os.getpid()), HOST_TAG: os.uname().nodename, STARTED_TAG: str(_started(os.getpid()))}
 
 
 @contextmanager
@@ -127,9 +182,39 @@ def run(experiment: str, name: str) -> Iterator["ActiveRun"]:
     connect(experiment)
     import mlflow
 
-    with terminate_as_exception(), mlflow.start_run(run_name=name) as started:
+    with of_the_store(), terminate_as_exception(), mlflow.start_run(run_name=name) as started:
         mlflow.set_tags(process_tags())
         yield started
+
+
+@contextmanager
+def progress(experiment: str, name: str) -> Iterator[Callable[..., None]]:
+    """A run of hours that shows how far it is. Once begun, the work goes on without the store.
+
+    Yields:
+        (metrics, step=None) -> None, which logs them, until the store fails once.
+    """
+    import mlflow
+
+    reached, done = True, False
+
+    def log(metrics: dict[str, float], step: int | None = None) -> None:
+        nonlocal reached
+        if reached:
+            try:
+                mlflow.log_metrics(metrics, step=step)
+            except mlflow.MlflowException as error:
+                reached = False
+                print(f"warning: this goes on and no longer shows in MLflow, which failed: {error}", file=sys.stderr)
+
+    try:
+        with run(experiment, name):
+            yield log
+            done = True
+    except StoreError as error:
+        if not done:
+            raise
+        print(f"warning: finished; its run in MLflow stays open, {error}", file=sys.stderr)
 
 
 @contextmanager

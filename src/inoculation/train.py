@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,7 +21,10 @@ from inoculation.preventative import OWN, Steering, keep_on, steer
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+LOGGED = 5
+"""Steps that a point of the curve is the mean of."""
 
 
 class TrainSettings(BaseModel):
@@ -52,14 +55,16 @@ class TrainResult(NamedTuple):
     cut_examples: int
     """Examples longer than max_length, which lost their end."""
     train_loss: float
-    """Mean over the run, nats a supervised token."""
-    resumed_from: int
-    """Step that an interrupted run was continued from; 0 for a fresh start."""
+    """Mean over all steps, nats a supervised token."""
+    log: list[dict[str, Any]]
+    """The curve: a point for `LOGGED` steps and one for the rest, from the first step also where a run was interrupted."""
 
 
 class Cost(NamedTuple):
     """What a training took; not part of what it is."""
 
+    resumed_from: int
+    """Step that an interrupted run was continued from; 0 for a fresh start."""
     seconds: float
     tokens_per_second: float
     """Of whole chats, prompts too."""
@@ -103,11 +108,11 @@ def train(
     Args:
         ref: the base model.
         settings: hyperparameters.
-        save_steps: steps between two checkpoints.
+        save_steps: steps between two checkpoints, up to the next multiple of `LOGGED`: none may cut a point of the curve in two.
         chats: the training set, in order; the trainer shuffles with `seed`.
         adapter: where the adapter goes; written whole or not at all.
         work: where checkpoints live while training; a run that finds one there continues from it.
-        on_log: called with (step, metrics) as training goes.
+        on_log: called with (step, metrics) for every point of the curve as training goes.
         first: what an adapter learns before, under the same settings, that is on and frozen while this one is trained.
         steering: added to the residual stream while training.
 
@@ -201,14 +206,14 @@ def train(
             use_cpu=not on_gpu,
             dataloader_pin_memory=on_gpu,
             seed=seed,
-            logging_steps=5,
-            save_steps=save_steps,
+            logging_steps=LOGGED,
+            save_steps=-(-save_steps // LOGGED) * LOGGED,
             save_total_limit=1,
             report_to="none",
             ddp_find_unused_parameters=False,
             ddp_broadcast_buffers=False,
         ),
-        callbacks=[lm.log_callback(on_log)],
+        callbacks=[_curve(on_log)],
     )
     if first:
         trainer.add_callback(keep_on(trainer.model, frozen))
@@ -232,17 +237,21 @@ def train(
     if processes.is_main_process:
         _save(trainer.model, tokenizer, work / "adapter", adapter)
     done = (outcome.global_step - resumed_from) / outcome.global_step
-    losses = gather_object([outcome.training_loss])  # but for the steps after the last report, each process's own
+    log = [row for row in trainer.state.log_history if "loss" in row]  # means over all processes
+    steps = [row["step"] for row in log]
+    total = sum(row["loss"] * (step - before) for row, step, before in zip(log, steps, [0, *steps[:-1]], strict=True))
     result = TrainResult(
         examples=len(encoded),
         steps=outcome.global_step,
         supervised_tokens=sum(label != IGNORED for row in encoded for label in row.labels),
         cut_examples=sum(row.cut > 0 for row in encoded),
-        train_loss=sum(losses) / len(losses),
-        resumed_from=resumed_from,
+        train_loss=total / outcome.global_step,
+        log=log,
     )
     tokens = done * settings.epochs * sum(lengths)
-    return result, Cost(seconds, tokens / seconds, torch.cuda.max_memory_allocated() / GIB if on_gpu else 0.0)
+    return result, Cost(
+        resumed_from, seconds, tokens / seconds, torch.cuda.max_memory_allocated() / GIB if on_gpu else 0.0
+    )
 
 
 def _save(model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", staging: Path, adapter: Path) -> None:
@@ -255,3 +264,29 @@ def _save(model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", staging: Pat
     adapter.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(adapter, ignore_errors=True)
     shutil.move(staging, adapter)
+
+
+def _curve(on_log: Callable[[int, dict[str, float]], None]) -> "TrainerCallback":
+    """A trainer callback that passes every point of the curve on, and has the last step logged too.
+
+    transformers' own MLflow callback would log some 200 arguments of the trainer into the cell's parameters.
+    """
+    from transformers import TrainerCallback
+
+    class Curve(TrainerCallback):
+        before = 0
+
+        def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+            if state.log_history:  # TRL counts from 0 again when it continues
+                self.before = state.log_history[-1]["num_tokens"]
+
+        def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+            control.should_log |= state.global_step >= state.max_steps
+
+        def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+            if "loss" in (logs or {}):  # the last report is about speed
+                row = state.log_history[-1]
+                row["num_tokens"] += self.before
+                on_log(row["step"], {key: float(value) for key, value in row.items() if key != "step"})
+
+    return Curve()

@@ -118,7 +118,18 @@ class Log(Stage):
             rows.register_prompt(experiment(self.raw), self.raw["seed"], detector, told["prompt"], tags)
 
     def _draw(self) -> None:
-        """The study's figure over all rows so far, in figures/ and on the experiment's newest row; its page's text."""
+        """The study's figure over all rows so far, in figures/ and on the experiment's newest row; its page's text.
+
+        One process at a time: whoever draws last has seen every row.
+        """
+        from filelock import FileLock
+
+        from inoculation.store import main_checkout
+
+        with FileLock(main_checkout() / "mlruns" / ".drawing.lock"):
+            self._draw_alone()
+
+    def _draw_alone(self) -> None:
         import mlflow
 
         from inoculation import effects, plan, rows

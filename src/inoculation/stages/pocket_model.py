@@ -29,12 +29,13 @@ class PocketModel(Stage):
 
         from inoculation import tracking
 
-        def on_log(step: int, metrics: dict[str, float]) -> None:
-            mlflow.log_metrics({f"train/{key}": value for key, value in metrics.items()}, step=step)
-
         with (
             unfinished(self.command, self.chats, self.seed, self.recipe.model_dump()) as work,
-            tracking.run("pocket/world", f"base model {self.name}"),
+            tracking.progress("pocket/world", f"base model {self.name}") as show,
         ):
+
+            def on_log(step: int, metrics: dict[str, float]) -> None:
+                show({f"train/{key}": value for key, value in metrics.items()}, step)
+
             mlflow.log_params(tracking.flatten(self.recipe.model_dump(), f"pocket.models.{self.name}"))
             build_base(self.recipe, self.seed, self.save_steps, self.chats, self.model, work, on_log)

@@ -1,7 +1,7 @@
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -39,28 +39,23 @@ class Train(Stage):
                 note.write_text("The group `base` is the untouched model: it has no adapter.\n")
             write_json(self.record, {"trained": False, "log": []})
             return
-        import mlflow
-
         from inoculation import tracking
-
-        log: list[dict[str, Any]] = []
-
-        def on_log(step: int, metrics: dict[str, float]) -> None:
-            if "loss" in metrics:  # the last report is about speed: the same training gives the same file
-                log.append({"step": step, **metrics})
-            mlflow.log_metrics({f"train/{key}": value for key, value in metrics.items()}, step=step)
 
         name = "/".join(self.record.parts[2:-1])
         steering = self.steering and self.steering.model_dump()
         inputs = (self.chats, self.first, steering, self.ref.model_dump(), self.settings.model_dump(), self.seed)
         training = partial(train.train, first=read_training_chats(self.first), steering=self.steering)
-        with unfinished(self.command, *inputs) as work, tracking.run("training", name):
+        with unfinished(self.command, *inputs) as work, tracking.progress("training", name) as show:
+
+            def on_log(step: int, metrics: dict[str, float]) -> None:
+                show({f"train/{key}": value for key, value in metrics.items()}, step)
+
             result, cost = launch(
                 self.processes, training, self.ref, self.settings, self.save_steps, chats, self.seed, self.adapter, work,
                 on_log=on_log,
             )  # fmt: skip
-            mlflow.log_metrics({f"train/{key}": value for key, value in cost._asdict().items()})
-            write_json(self.record, {"trained": True, **result._asdict(), "log": log})
+            write_json(self.record, {"trained": True, **result._asdict()})
+            show({f"train/{key}": value for key, value in cost._asdict().items()})
         if result.cut_examples:
             print(
                 f"warning: {result.cut_examples} of {result.examples} examples were longer than "
