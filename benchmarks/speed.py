@@ -23,6 +23,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from inoculation import lm
+from inoculation import gpus, lm
 from inoculation.chat import Message, chat_ids, encode, parse_messages
 from inoculation.decode import decoding
 from inoculation.detect.likelihood import TOKENS, bodies_under, log_likelihoods
@@ -213,6 +215,15 @@ def bench_train(arguments: argparse.Namespace, ref: lm.ModelRef, settings: Train
     return told
 
 
+def on_gpus(
+    ref: lm.ModelRef, settings: TrainSettings, rows: list[TrainingChat], processes: int
+) -> tuple[Cost, Clock, float]:
+    """Train in some processes, as a stage does; its cost and clock, and when it began."""
+    with tempfile.TemporaryDirectory() as locks, gpus.some(Path(locks), processes):
+        clock, start = Clock(), time.monotonic()
+        return ours(ref, settings, rows, clock, processes), clock, start
+
+
 def bench_processes(
     ref: lm.ModelRef, settings: TrainSettings, rows: list[TrainingChat], mean: float, processes: int
 ) -> dict[str, Any]:
@@ -220,10 +231,10 @@ def bench_processes(
     told: dict[str, Any] = {}
     settings = settings.model_copy(update={"learning_rate": 3e-4})  # at which losses would part if gradients did
     clocks = []
-    for count in (processes, 1):  # before this process keeps anything on a GPU
-        clean()
-        clock, start = Clock(), time.monotonic()
-        cost = ours(ref, settings, rows, clock, count)
+    for count in (processes, 1):
+        # A process of its own, which sees its GPUs alone from the start: TRL refuses to train in one that sees several.
+        with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+            cost, clock, start = apart.submit(on_gpus, ref, settings, rows, count).result()
         step = clock.seconds_a_step()
         told[f"{count} processes" if count > 1 else "1 process"] = {
             "s_a_step": step, "tokens_per_s": settings.batch_size * mean / step, "peak_gib": cost.peak_memory_gib,
