@@ -282,7 +282,7 @@ def test_params(raw):
 SMALL_YAML = b"model: a/b\nrevision: abc # pinned\nlist: [1, 2.5, {x: y}]\nnested:\n  - &a {k: v}\n  - *a\n"
 
 
-@fuzz(150)
+@fuzz(80)
 @given(damaged(SMALL_YAML) | VALUES.map(lambda value: dumped(value).encode("utf-8", "surrogatepass")))
 def test_yaml(content):
     with folder(**{"x.yaml": content}) as made:
@@ -314,7 +314,7 @@ LAID_OUT = {
 }  # fmt: skip
 
 
-@fuzz(50)
+@fuzz(30)
 @given(
     st.sampled_from(sorted(LAID_OUT)).flatmap(
         lambda name: st.tuples(st.just(name), damaged(LAID_OUT[name].encode()) | VALUES.map(dumped))
@@ -336,7 +336,7 @@ def packed() -> bytes:
     return out.getvalue()
 
 
-@fuzz(60)
+@fuzz(30)
 @given(damaged(packed()))
 def test_zip(content):
     with folder(**{"x.zip": content}) as made:
@@ -494,7 +494,7 @@ def completions(draw):
     return dumped(replaced(draw, COMPLETION)).encode()
 
 
-@fuzz(25)
+@fuzz(12)
 @given(completions())
 def test_llm_client(provider, body):
     limits = Limits(concurrency=1, attempts=1, timeout=5, patience=1, budget=1, failures=0, tracing=False, prices={"openai/m": [1.0, 1.0]})  # fmt: skip

@@ -589,7 +589,7 @@ def holding(folder: Path, *secrets: str) -> list[str]:
 
 
 def test_no_secret_is_written_anywhere(project, tmp_path, monkeypatch):
-    """DVC runs the stages that an LLM plays in, with keys in the environment and a provider that repeats them; one run fails."""
+    """DVC runs what an LLM plays in, with keys in the environment and a provider that repeats them, and with traces."""
     copy = copied(project, tmp_path)
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
