@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inoculation.files import InputError, atomic, fail_if, read_json, read_jsonl, write_json, write_jsonl
+from inoculation.files import InputError, atomic, fail_if, read_json, read_jsonl, read_yaml, write_json, write_jsonl
 
 
 def rows(n: int, then: Exception | None = None):
@@ -97,3 +97,13 @@ def test_long_lists_of_problems_are_counted():
     fail_if([], "nothing")
     with pytest.raises(InputError, match=r"and 5 more"):
         fail_if([str(i) for i in range(25)], "many")
+
+
+@pytest.mark.parametrize("value", [".inf", "-.INF", ".nan", "1e999", "1.0e+400"])
+def test_settings_hold_no_number_that_is_none(value, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(f"train:\n  pocket: {{learning_rate: {value}}}\n")
+    with pytest.raises(InputError, match=r"line 2: train\.pocket\.learning_rate: .*is no number"):
+        read_yaml(path)
+    path.write_text("a: [1.0e-05, 3.0e99, 1e-300]\n")
+    assert read_yaml(path) == {"a": [1e-05, 3e99, 1e-300]}

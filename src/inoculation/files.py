@@ -44,6 +44,8 @@ MAX_YAML, MAX_VALUES = 2**18, 100_000
 """Bytes of a YAML file, and values in it, each alias counted in full: nine lines of aliases can stand for a billion."""
 
 
+ENDLESS = re.compile(r"(?i)\.(inf|nan)$|[e]\+?\d{3}")
+"""Floats of YAML that are none, or beyond any."""
 MAX_DIGITS = 1000
 """Of a whole number in YAML: Python writes none of more than 4,300, and hexadecimal ones read longer."""
 
@@ -191,6 +193,8 @@ def read_yaml(path: Path) -> Any:
                 problems.append(f"line {line}: {above}half of a character")
             elif node.tag == "tag:yaml.org,2002:int" and len(node.value) > MAX_DIGITS:
                 problems.append(f"line {line}: {above}a number of more than {MAX_DIGITS} digits")
+            elif node.tag == "tag:yaml.org,2002:float" and ENDLESS.search(node.value):
+                problems.append(f"line {line}: {above}{node.value} is no number that anything here can be")
         elif isinstance(node, yaml.SequenceNode):
             values += sum(size(item, f"{above}{index}.") for index, item in enumerate(node.value))
         elif isinstance(node, yaml.MappingNode):
