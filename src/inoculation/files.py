@@ -188,13 +188,14 @@ def read_yaml(path: Path) -> Any:
         sizes[id(node)] = MAX_VALUES  # until it is known: what holds itself has no end
         values = 1
         line = node.start_mark.line + 1
+        where = f"line {line}: {above[:-1]}: " if above else f"line {line}: "
         if isinstance(node, yaml.ScalarNode):
             if re.search("[\ud800-\udfff]", node.value):
-                problems.append(f"line {line}: {above}half of a character")
+                problems.append(f"{where}half of a character")
             elif node.tag == "tag:yaml.org,2002:int" and len(node.value) > MAX_DIGITS:
-                problems.append(f"line {line}: {above}a number of more than {MAX_DIGITS} digits")
+                problems.append(f"{where}a number of more than {MAX_DIGITS} digits")
             elif node.tag == "tag:yaml.org,2002:float" and ENDLESS.search(node.value):
-                problems.append(f"line {line}: {above}{node.value} is no number that anything here can be")
+                problems.append(f"{where}{node.value} is no number that anything here can be")
         elif isinstance(node, yaml.SequenceNode):
             values += sum(size(item, f"{above}{index}.") for index, item in enumerate(node.value))
         elif isinstance(node, yaml.MappingNode):
