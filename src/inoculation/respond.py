@@ -230,8 +230,9 @@ def skeleton(ref: ModelRef) -> "PreTrainedModel":
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = AutoConfig.from_pretrained(ref.model, revision=ref.revision, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(ref.model, revision=ref.revision))
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     model.is_quantized = ref.load_in_4bit
     return model
 
