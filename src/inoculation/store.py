@@ -53,6 +53,15 @@ def digest(*parts: Any) -> str:
     return hasher.hexdigest()[:16]
 
 
+def last_checkpoint(work: Path) -> Path | None:
+    """The trainer's newest checkpoint that is whole; None: there is none. A kill may leave half of one.
+
+    The trainer's state is the last file that it writes.
+    """
+    whole = [path.parent for path in work.glob("checkpoint-*/trainer_state.json")]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
 @contextmanager
 def unfinished(stage: str, *inputs: Any) -> Iterator[Path]:
     """A folder for a stage's unfinished work: found again after an interruption, removed when the block ends well.

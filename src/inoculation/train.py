@@ -18,6 +18,7 @@ from inoculation.graphed import SMALL, replay, row_tokens
 from inoculation.memory import GIB, fits_as_graph, together
 from inoculation.mixture import TrainingChat
 from inoculation.preventative import OWN, Steering, keep_on, steer
+from inoculation.store import last_checkpoint
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -225,14 +226,12 @@ def train(
         elif plain:
             for block in decoder.layers:
                 block.compile(dynamic=True)
-    resumed_from = max(
-        (int(path.parent.name.split("-")[1]) for path in work.glob("checkpoint-*/trainer_state.json")), default=0
-    )
-    checkpoint = str(work / f"checkpoint-{resumed_from}") if resumed_from else None
+    checkpoint = last_checkpoint(work)
+    resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     if checkpoint:
-        print(f"continuing the interrupted training from {Path(checkpoint).name}")
+        print(f"continuing the interrupted training from {checkpoint.name}")
     start = time.monotonic()
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    outcome = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     seconds = time.monotonic() - start
     if processes.is_main_process:
         _save(trainer.model, tokenizer, work / "adapter", adapter)

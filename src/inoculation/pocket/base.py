@@ -10,6 +10,7 @@ from inoculation import lm
 from inoculation.chat import IGNORED, Encoded, Message, encode, parse_messages
 from inoculation.files import read_jsonl
 from inoculation.pocket.recipe import ModelParams
+from inoculation.store import last_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +114,6 @@ def build_base(
         TrainingArguments,
         set_seed,
     )
-    from transformers.trainer_utils import get_last_checkpoint
 
     chats = read_jsonl(pretraining, lambda raw: parse_messages(raw["messages"]))
     tokenizer = train_tokenizer([message.content for chat in chats[:20_000] for message in chat], params.vocab_size)
@@ -171,7 +171,8 @@ def build_base(
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
         callbacks=[lm.log_callback(on_log)],
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
+    checkpoint = last_checkpoint(work)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     staging = work / "model"
     trainer.save_model(str(staging))
     (staging / "training_args.bin").unlink(missing_ok=True)
