@@ -52,10 +52,10 @@ def test_under_a_frozen_adapter_an_interrupted_training_continues(ref, tmp_path)
     settings = SETTINGS.model_copy(update={"epochs": 3, "learning_rate": 5e-3})
     train(ref, settings, 4, chats(), 0, tmp_path / "whole", tmp_path / "work1", nothing, first=chats(16))
     with pytest.raises(Killed):
-        train(ref, settings, 2, chats(), 0, tmp_path / "cut", tmp_path / "work2", stop_at(5), first=chats(16))
+        train(ref, settings, 5, chats(), 0, tmp_path / "cut", tmp_path / "work2", stop_at(6), first=chats(16))
     kept = (tmp_path / "work2/frozen/adapter_model.safetensors").stat().st_mtime_ns
-    _, again = train(ref, settings, 2, chats(), 0, tmp_path / "cut", tmp_path / "work2", nothing, first=chats(16))
-    assert again.resumed_from == 4 and (tmp_path / "work2/frozen/adapter_model.safetensors").stat().st_mtime_ns == kept
+    _, again = train(ref, settings, 5, chats(), 0, tmp_path / "cut", tmp_path / "work2", nothing, first=chats(16))
+    assert again.resumed_from == 5 and (tmp_path / "work2/frozen/adapter_model.safetensors").stat().st_mtime_ns == kept
     assert distance(tmp_path / "whole", tmp_path / "cut") < 1e-3
 
 

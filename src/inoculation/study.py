@@ -132,7 +132,7 @@ def selection(
     Args:
         raw: a valid params.yaml.
         mixtures: `all_caps+evil,...`; None: every A with every B.
-        groups: names; None: all.
+        groups: names; None: all that make sense with this annotator.
         seeds: numbers.
         transfer: profiles; None: none.
 
@@ -141,7 +141,9 @@ def selection(
     """
     every = mixtures_of(raw)
     chosen = every if mixtures is None else [tuple(name.split("+", 1)) for name in mixtures.split(",")]
-    wanted = list(GROUPS) if groups is None else groups.split(",")
+    own = raw["annotator"] == raw["profile"]  # else there is no vector to steer by
+    every_group = [name for name, rule in GROUPS.items() if own or rule.on != "steering"]
+    wanted = every_group if groups is None else groups.split(",")
     profiles = [] if transfer is None else transfer.split(",")
     problems = [
         f"--mixtures: {'+'.join(pair)!r} is unknown; valid: {', '.join('+'.join(known) for known in every)}"
@@ -177,9 +179,8 @@ def cells(raw: Mapping[str, Any], chosen: Selection) -> list[Cell]:
         for seed in chosen.seeds
         if group in groups
     ]
-    for question in dict.fromkeys(cell.question for cell in found):
-        for group in chosen.groups:
-            parse_params(Cell(*question, group, 0).params(raw))
+    for cell in dict.fromkeys(cell._replace(seed=0) for cell in found):
+        parse_params(cell.params(raw))
     return found
 
 
