@@ -81,6 +81,7 @@ def chats(count: int) -> list[TrainingChat]:
     ]
 
 
+@pytest.mark.skipif("SOAK" not in os.environ, reason="a quarter of a minute: make soak-ray")
 def test_the_first_process_alone_is_heard_and_what_goes_wrong_is_told():
     heard = []
     assert launch(2, say, "!", on_log=lambda *said: heard.append(said)) == "02!" and heard == [(1, {"rank": 0.0})]
