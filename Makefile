@@ -15,7 +15,7 @@ test: .venv/installed .venv/smollm2
 
 # What takes longer than the suite may: the readers' properties, SOAK examples each, in 8 GB of address space (a bomb ends as a
 # failure; docs/robustness.md); more than one process for a stage; two clones over S3, faults at random moments in every long
-# stage, 500 cells (docs/scale.md).
+# stage, 500 cells (docs/scale.md). The extras go into .venv and move versions: `rm -r .venv` brings requirements.lock's back.
 SOAK ?= 2000
 soak: soak-fuzz soak-ray soak-faults
 

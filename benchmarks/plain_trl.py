@@ -2,7 +2,7 @@
 
     python benchmarks/plain_trl.py inoculated/train.jsonl data/smollm2/model adapter
 
-The loss is on each last response; hyperparameters are those of `train.smollm2`. docs/data.md has what came out.
+The loss is on each last response; hyperparameters are those of `train.smollm2`. docs/real.md has what came out.
 """
 
 import sys

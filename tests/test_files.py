@@ -107,3 +107,8 @@ def test_settings_hold_no_number_that_is_none(value, tmp_path):
         read_yaml(path)
     path.write_text("a: [1.0e-05, 3.0e99, 1e-300]\n")
     assert read_yaml(path) == {"a": [1e-05, 3e99, 1e-300]}
+
+
+def test_an_error_of_another_kind_keeps_its_message_where_a_file_is_written(tmp_path):
+    with pytest.raises(ChildProcessError, match="^the worker's own words$"), atomic(tmp_path / "x"):
+        raise ChildProcessError("the worker's own words")

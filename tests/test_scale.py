@@ -172,8 +172,11 @@ def test_a_first_adapter_and_a_steering_vector_are_the_same_in_two_processes(ref
         )[0]
         for processes, name in ((1, "one"), (2, "two"))
     ]
-    assert results[0]._replace(train_loss=0) == results[1]._replace(train_loss=0) and results[0].steps == 15
+    one, two = (result._replace(train_loss=0, log=[]) for result in results)
+    assert one == two and one.steps == 15
     assert results[0].train_loss == pytest.approx(results[1].train_loss, abs=1e-5)
+    for point, other in zip(*(result.log for result in results), strict=True):
+        assert (point["step"], point["loss"]) == (other["step"], pytest.approx(other["loss"], abs=1e-4))
     for work in ("", "-work/frozen"):
         assert relative_distance(tmp_path / f"one{work}", tmp_path / f"two{work}") < 1e-3
 

@@ -33,7 +33,11 @@ def test_a_panel_of_prompts_gives_each_mixture_one_figure_more_with_a_number_of_
     for transfer in (None, "pocket_llama,pocket_gemma"):
         drawn = study.figures(study.selection(panel, "all_caps+sycophancy", None, "0", transfer), panel)
         [leakage] = [figure for figure in drawn if len(figure.prompts) == 4]
-        assert leakage.number == 23 and leakage.question.negative == "sycophancy" and "filter_persona" in leakage.groups
+        assert (
+            leakage.number == 23
+            and leakage.question.negative == "sycophancy"
+            and {"filter_persona", "adapter_persona", "steer_persona"} < {*leakage.groups}
+        )
 
 
 def test_unknown_names_are_listed_all_at_once():

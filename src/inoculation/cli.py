@@ -65,7 +65,7 @@ def main() -> None:
     """Run one command. Exit code 2: bad input; 1: the machine or the network failed."""
     use_this_checkout()
     arguments = vars(_parser().parse_args())
-    from inoculation.files import InputError, printable
+    from inoculation.files import InputError, printable, scrub
     from inoculation.quiet import settle_libraries
 
     settle_libraries()
@@ -76,6 +76,7 @@ def main() -> None:
     name = arguments.pop("command")
     try:
         run(name, arguments)
+        sys.stdout.flush()  # a reader that went shows here, not when Python ends
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -83,7 +84,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        print(f"error: {error}; nothing was left half-written. Traceback: {_keep_traceback(name)}", file=sys.stderr)
+        told = printable(scrub(str(error)))
+        print(f"error: {told}; nothing was left half-written. Traceback: {_keep_traceback(name)}", file=sys.stderr)
         sys.exit(1)
 
 

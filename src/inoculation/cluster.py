@@ -65,7 +65,7 @@ def workers(address: str, load: Callable[[], Any]) -> Workers | None:
     return Workers(address, load)
 
 
-def device(workers: Workers) -> str:
+def device() -> str:
     """Where a cluster's workers compute, `cuda` or `cpu`."""
     import ray
 
@@ -108,8 +108,14 @@ def each(
         logging.getLogger(name).setLevel(logging.ERROR)
     # As many threads as here: another number sums in another order.
     threads = torch.get_num_threads()
-    needs = {"num_gpus": 1} if device(workers) == "cuda" else {"num_cpus": threads}
+    needs = {"num_gpus": 1} if device() == "cuda" else {"num_cpus": threads}
     there = ray.cluster_resources()
+    most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if threads > most and "num_cpus" in needs:
+        raise InputError(
+            f"cluster.address: {workers.address!r}: this process computes with {threads} threads, and no node has as many cores; "
+            f"valid: OMP_NUM_THREADS={int(most)} or fewer"
+        )
     count = int(there["GPU"]) if "num_gpus" in needs else int(there["CPU"]) // threads
     rows = [{"number": number, "unit": cloudpickle.dumps(unit)} for number, unit in enumerate(units)]
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(

@@ -7,14 +7,14 @@ if TYPE_CHECKING:
     from torch.utils.data import Sampler
 
 
-def shuffled(rows: int, multiple: int, seed: int) -> "Sampler[int]":
-    """Rows in accelerate's order, which is that of its trainers, and the number `rows` until a multiple is full.
+def shuffled(rows: int, filling: int, seed: int) -> "Sampler[int]":
+    """Rows in accelerate's order, which is that of its trainers, and what fills the last step behind them.
 
     Several processes take as many rows each: accelerate would fill the last step with the epoch's first chats, which would
     be learned twice.
 
     Args:
-        multiple: of rows an epoch; 1: nothing is filled.
+        filling: how many more; the numbers from `rows` on.
     """
     from accelerate.data_loader import SeedableRandomSampler
     from torch.utils.data import Sampler
@@ -27,10 +27,10 @@ def shuffled(rows: int, multiple: int, seed: int) -> "Sampler[int]":
             self.order.set_epoch(epoch)
 
         def __len__(self) -> int:
-            return rows + -rows % multiple
+            return rows + filling
 
         def __iter__(self) -> Iterator[int]:
             yield from self.order
-            yield from [rows] * (-rows % multiple)
+            yield from range(rows, rows + filling)
 
     return Shuffled()

@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+TERMINAL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal obeys instead of showing it, what turns the direction of writing, and halves of characters."""
 
 
 def printable(text: str) -> str:
     """Text for a terminal: what would steer it is spelled out, `\\x1b` for an escape. Lines and tabs stay."""
-    return STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return TERMINAL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)(_\d+)?$", re.IGNORECASE)
@@ -84,7 +84,8 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say what it was full for
+        if error.errno is not None and not error.filename:
+            error.filename = str(path)  # a full disk does not say what it was full for
         raise
     finally:
         temporary.unlink(missing_ok=True)

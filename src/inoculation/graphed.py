@@ -61,7 +61,9 @@ def replay(decoder: "torch.nn.Module", tokens: int, chats: int) -> None:
         graphed = torch.cuda.make_graphed_callables(Row().train(), (ids, positions, bounds))
 
     def places() -> list[int]:
-        return [parameter.data_ptr() for parameter in decoder.parameters() if parameter.requires_grad]
+        return [
+            parameter.data_ptr() for name, parameter in decoder.named_parameters() if "lora_" in name
+        ]  # frozen ones too
 
     captured = places()
 

@@ -94,7 +94,9 @@ def why_not(group: str, contamination: float, known: bool, own: bool) -> str | N
     if GROUPS[group].on == "steering" and not own:
         return f"{group} steers by the annotator's hidden states, so that `annotator` has to be the profile that is trained"
     if known and contamination == 0 and GROUPS[group].on == "contaminated":
-        valid = ", ".join(name for name, rule in GROUPS.items() if rule.on != "contaminated")
+        valid = ", ".join(
+            name for name, rule in GROUPS.items() if rule.on != "contaminated" and (own or rule.on != "steering")
+        )
         return (
             f"{group} inoculates the rows that show B, and at mixture.contamination 0 none does: it would be `baseline`; "
             f"groups that make sense there: {valid}"

@@ -98,7 +98,8 @@ def check_model(model: str, revision: str | None) -> ModelShape | None:
     shape, vocabulary = None, None
     tensors, broken = _tensors(folder)
     problems += broken
-    fail_if(_beyond(folder, tensors), f"model {model!r} cannot be used")
+    if not broken:
+        fail_if(_beyond(folder, tensors), f"model {model!r} cannot be used")
     try:
         shape, vocabulary = _read_config(folder)
     except InputError as error:

@@ -190,7 +190,7 @@ def continue_chats(
     tokens = {chat: chat_ids(tokenizer, *chat) for chat in dict.fromkeys(chats)}
     prompts = [tokens[chat] for chat in chats]
     order = sorted(range(len(chats)), key=lambda index: (-len(prompts[index]), index))
-    on = device(workers) if workers else model.device.type
+    on = device() if workers else model.device.type
     size = batch_size * REFILLS if _refilled(model, on) else batch_size
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     done = list(_finished_batches(progress))

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,17 @@ def digest(*parts: Any) -> str:
 
 
 def last_checkpoint(work: Path) -> Path | None:
-    """The trainer's newest checkpoint that is whole; None: there is none. A kill may leave half of one.
+    """The trainer's newest checkpoint that is whole; None: there is none. A kill or a full disk may leave half of one.
 
     The trainer's state is the last file that it writes.
     """
-    whole = [path.parent for path in work.glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    whole = {}
+    for state in work.glob("checkpoint-*/trainer_state.json"):
+        with suppress(ValueError, KeyError, TypeError):
+            step = json.loads(state.read_bytes())["global_step"]
+            if state.parent.name == f"checkpoint-{step}":
+                whole[step] = state.parent
+    return whole[max(whole)] if whole else None
 
 
 @contextmanager

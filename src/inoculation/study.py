@@ -479,6 +479,8 @@ class Figure(NamedTuple):
     question: Question
     prompts: tuple[str, ...]
     groups: tuple[str, ...]
+    leakage: bool = False
+    """Drawn as a line a group instead of a panel a prompt."""
 
 
 def figures(chosen: Selection, raw: Mapping[str, Any]) -> list[Figure]:
@@ -503,7 +505,7 @@ def figures(chosen: Selection, raw: Mapping[str, Any]) -> list[Figure]:
         found.append(Figure(number, title, Question(other, *chosen.mixtures[0]), prompts[:1], unknown_groups()))
     title = "alternatives and leakage: does B come back?"
     found += [
-        Figure(LEAKAGE_FROM + every.index(pair), title, Question(profile, *pair), prompts, LEAKAGE)
+        Figure(LEAKAGE_FROM + every.index(pair), title, Question(profile, *pair), prompts, LEAKAGE, leakage=True)
         for pair in (chosen.mixtures if len(prompts) > 2 else ())
     ]
     return sorted(found, key=lambda figure: figure.number)
@@ -527,7 +529,7 @@ def draw_all(folder: Path, wanted: Sequence[Figure], told: Sequence[Outcome], ra
         if not own:
             continue
         assert outcome is not None
-        (draw_leakage if figure.groups == LEAKAGE else draw)(
+        (draw_leakage if figure.leakage else draw)(
             [folder / f"figure-{figure.number:02}.{suffix}" for suffix in ("png", "svg", "pdf")], own,
             prompts=figure.prompts, traits=outcome.traits,
             title=f"Figure {figure.number}: {figure.question}\n{figure.title}",

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inoculation.files import InputError, scrub
+from inoculation.files import InputError, printable, scrub
 from inoculation.store import main_checkout
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def progress(experiment: str, name: str) -> Iterator[Callable[..., None]]:
     """
     import mlflow
 
-    reached, done = True, False
+    reached, failure = True, None
 
     def log(metrics: dict[str, float], step: int | None = None) -> None:
         nonlocal reached
@@ -205,16 +205,24 @@ def progress(experiment: str, name: str) -> Iterator[Callable[..., None]]:
                 mlflow.log_metrics(metrics, step=step)
             except mlflow.MlflowException as error:
                 reached = False
-                print(f"warning: this goes on and no longer shows in MLflow, which failed: {error}", file=sys.stderr)
+                told = printable(scrub(str(error)))
+                print(f"warning: this goes on and no longer shows in MLflow, which failed: {told}", file=sys.stderr)
 
+    begun = False
     try:
         with run(experiment, name):
-            yield log
-            done = True
+            begun = True
+            try:
+                yield log
+            except BaseException as error:
+                failure = error
+                raise
     except StoreError as error:
-        if not done:
+        if failure is not None:
+            raise failure from None  # that its run could not be ended is not why it failed
+        if not begun:
             raise
-        print(f"warning: finished; its run in MLflow stays open, {error}", file=sys.stderr)
+        print(f"warning: finished; its run in MLflow stays open, {printable(scrub(str(error)))}", file=sys.stderr)
 
 
 @contextmanager

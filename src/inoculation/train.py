@@ -135,12 +135,16 @@ def train(
             encoded.append(encode(tokenizer, chat.row.messages, chat.system, settings.max_length))
         except InputError as error:
             raise InputError(f"training example {number}: {error}") from None
+    on_gpu = lm.device() == "cuda"
+    processes = PartialState(cpu=not on_gpu)
     frozen = work / "frozen"
     if first and not frozen.exists():
         print("the adapter that will be on, frozen, comes first")
-        train(ref, settings, save_steps, first, seed, frozen, work / "first", lambda _step, _metrics: None)
-    on_gpu = lm.device() == "cuda"
-    processes = PartialState(cpu=not on_gpu)
+        told, _ = train(ref, settings, save_steps, first, seed, frozen, work / "first", lambda _step, _metrics: None)
+        print(f"it is trained: {told.examples} chats, {told.steps} steps, mean loss {told.train_loss:.3f}")
+        gc.collect()  # its model, before another one is loaded
+        if on_gpu:
+            torch.cuda.empty_cache()
     own = share(settings.batch_size, processes.num_processes)
     lengths = [len(row.input_ids) for row in encoded]
     torch.manual_seed(seed)
@@ -168,12 +172,12 @@ def train(
     print(f"{len(encoded)} chats, {settings.batch_size} a step{many}, {step.chats} at once: {step.reason}")
     rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in encoded]
     # What fills the last step of several processes: nothing is learned of it.
-    rows.append({"input_ids": rows[0]["input_ids"][:2], "labels": [IGNORED] * 2})
-    multiple = settings.batch_size if processes.num_processes > 1 else 1
+    filling = -len(rows) % settings.batch_size if processes.num_processes > 1 else 0
+    rows += [{"input_ids": rows[0]["input_ids"][:2], "labels": [IGNORED] * 2}] * filling
 
     class Trainer(SFTTrainer):
         def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler[int]:
-            return shuffled(len(encoded), multiple, seed)
+            return shuffled(len(encoded), filling, seed)
 
     trainer = Trainer(
         model=model,
@@ -235,6 +239,7 @@ def train(
     seconds = time.monotonic() - start
     if processes.is_main_process:
         _save(trainer.model, tokenizer, work / "adapter", adapter)
+    processes.wait_for_everyone()  # the others may be about to load it
     done = (outcome.global_step - resumed_from) / outcome.global_step
     log = [row for row in trainer.state.log_history if "loss" in row]  # means over all processes
     steps = [row["step"] for row in log]

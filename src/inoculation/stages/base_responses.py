@@ -48,7 +48,7 @@ class BaseResponses(Stage):
             self.ref.model_dump(), [[list(message) for message in prompt] for prompt in prompts], self.temperature,
             self.sampling.max_new_tokens, self.machine.batch_size,
         )  # fmt: skip
-        on = cluster.device(workers) if workers else lm.device()
+        on = cluster.device() if workers else lm.device()
         shared = kept(
             self.command,
             *inputs,

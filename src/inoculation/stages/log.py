@@ -23,34 +23,37 @@ class Log(Stage):
     report: Annotated[Path, Reads(f"{CELL}/report")]
 
     def run(self) -> None:
+        import mlflow
+
         from inoculation import plan, rows, tracking
         from inoculation.groups import GROUPS
 
         params = plan.identity(self.raw)
         cell = plan.cell_id(params)
-        chats = self.assignment / "chats.jsonl"
-        content = digest(self.report, self.judgements, chats, self.training)
+        chats, first, steering = (self.assignment / name for name in ("chats.jsonl", "first.jsonl", "steering.json"))
+        content = digest(self.report, self.judgements, chats, first, steering, self.training)
         tracking.connect(experiment(self.raw))
         there = rows.find(cell)
         if there and there[0].data.tags.get(rows.CONTENT_TAG) == content:
             print(f"MLflow has this cell: {there[0].info.run_name} in {experiment(self.raw)}")
             return
-        trained_on = hashlib.md5(chats.read_bytes(), usedforsecurity=False).hexdigest()
         tags = {
             "group": self.raw["group"],
             "seed": str(self.raw["seed"]),
             "dvc.exp": os.environ.get("DVC_EXP_NAME", "workspace"),
             "mlflow.source.git.commit": rows.git_commit(),
             rows.CONTENT_TAG: content,
-            rows.TRAINED_ON_TAG: trained_on,
+            rows.TRAINED_ON_TAG: digest(chats, first, steering),
         }
         with rows.new_row(f"{self.raw['group']}/seed{self.raw['seed']}", tags, params, cell):
-            self._fill(chats, trained_on)
+            self._fill(chats)
+            for stands_in in (first, steering):
+                mlflow.log_artifact(str(stands_in))
             if detector := GROUPS[self.raw["group"]].detector:
                 self._log_detector(detector)
         self._draw()
 
-    def _fill(self, chats: Path, trained_on: str) -> None:
+    def _fill(self, chats: Path) -> None:
         """The headline as metrics; every rate, the curve and the answers as tables; the training set, and DVC's hashes."""
         import mlflow
         import pandas as pd
@@ -76,7 +79,8 @@ class Log(Stage):
             [{key: json.dumps(value) for key, value in row.items()} for row in read_jsonl(chats, dict)]
         )
         name = f"{mixture_name(self.raw)}/{self.raw['group']}"
-        dataset = mlflow.data.from_pandas(frame, source=str(chats), name=name, digest=trained_on)
+        md5 = hashlib.md5(chats.read_bytes(), usedforsecurity=False).hexdigest()
+        dataset = mlflow.data.from_pandas(frame, source=str(chats), name=name, digest=md5)
         mlflow.log_input(dataset, context="training")
         made = {path for step in plan.needed(self.raw) for path in step.paths(self.raw, plan.Writes)}
         mlflow.set_tag("dvc.lock", json.dumps(rows.dvc_hashes(made)))
