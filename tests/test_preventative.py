@@ -8,10 +8,11 @@ import torch
 from test_training import SETTINGS, Killed, chats, distance, nothing, ref, stop_at, weights  # noqa: F401
 
 from inoculation import lm
+from inoculation import train as training
 from inoculation.chat import encode
 from inoculation.detect.persona.read import direction
 from inoculation.files import InputError
-from inoculation.preventative import Steering, steer
+from inoculation.preventative import Steering, keep_on, steer
 from inoculation.train import train
 
 LEARNS = SETTINGS.model_copy(update={"epochs": 6, "learning_rate": 5e-3})
@@ -34,7 +35,9 @@ def loss(ref, adapter):  # noqa: F811
         return sum(model(torch.tensor([r.input_ids]), labels=torch.tensor([r.labels])).loss.item() for r in rows) / 8
 
 
-def test_a_frozen_adapter_has_learned_already_and_leaves_nothing_behind(ref, tmp_path):  # noqa: F811
+def test_a_frozen_adapter_has_learned_already_stays_and_leaves_nothing_behind(ref, tmp_path, monkeypatch):  # noqa: F811
+    models = []
+    monkeypatch.setattr(training, "keep_on", lambda model, folder: models.append(model) or keep_on(model, folder))
     alone, _ = curve(tmp_path / "alone", ref, LEARNS, 99, chats(), 0)
     under, result = curve(tmp_path / "under", ref, LEARNS, 99, chats(), 0, first=chats())
     assert under[0] < alone[0] - 0.1, "what the first adapter learned is there from the first step"
@@ -43,8 +46,10 @@ def test_a_frozen_adapter_has_learned_already_and_leaves_nothing_behind(ref, tmp
     assert not (folder / "frozen").exists() and weights(folder).keys() == weights(tmp_path / "alone/adapter").keys()
     first = tmp_path / "under/work/frozen"
     assert distance(first, tmp_path / "alone/adapter") < 1e-3, "the same training makes it alone"
-    after, before = weights(tmp_path / "under/work/checkpoint-20/frozen"), weights(first)
-    assert all(torch.equal(after[key], before[key]) for key in before), "and it stays what it was"
+    [model] = models
+    after = {name: value for name, value in model.named_parameters() if ".frozen." in name}
+    before = {name.replace(".weight", ".frozen.weight"): value for name, value in weights(first).items()}
+    assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
     assert loss(ref, folder) > loss(ref, first) + 0.1, "the own adapter had less to learn"
 
 
