@@ -191,15 +191,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def independent(item: pytest.Item) -> int:
         needed = item.fixturenames  # type: ignore[attr-defined]
-        if "project" in needed and item.path.name in LONG:
-            return 1
-        return 0 if "detected" in needed else 2 if "project" in needed else 3
+        return 0 if "detected" in needed else 1 if "project" in needed else 2
 
     items.sort(key=independent)
-
-
-LONG = ("test_study.py", "test_pipeline.py", "test_stores.py", "test_scale.py")
-"""Whole studies and queues: begun late, one of them would be the last thing that runs, and the other worker would wait for it."""
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Project:

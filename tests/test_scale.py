@@ -121,6 +121,7 @@ def relative_distance(one: Path, other: Path) -> float:
     return max(float((left[key] - right[key]).norm() / left[key].norm()) for key in left)
 
 
+@pytest.mark.skipif("SOAK" not in os.environ, reason="half a minute: make soak-ray")
 def test_two_processes_train_what_one_trains_and_what_they_leave_is_continued(ref, tmp_path, capfd):
     """42 chats in steps of 8: the last step of an epoch has two, and the second process none of them."""
     rows, one, two = chats(42), [], []
