@@ -1,6 +1,6 @@
 """Whatever a file, a request or an answer holds: a reader gives a result or an `InputError`, in bounded time and memory.
 
-A short run belongs to the suite; `make soak` runs the same properties long (SOAK: examples a property).
+A short run belongs to the suite; `make soak-fuzz` runs the same properties long (SOAK: examples a property).
 """
 
 import http.client

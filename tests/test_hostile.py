@@ -159,7 +159,7 @@ def arrow(count: int, texts: bytes) -> "object":
 
 
 def test_a_table_that_points_outside_itself_is_refused(tmp_path):
-    """Arrow files are mapped into memory and believed: this one ended the process (found by `make soak`)."""
+    """Arrow files are mapped into memory and believed: this one ended the process (found by `make soak-fuzz`)."""
     import pyarrow as pa
     from datasets import Features, Value
 
