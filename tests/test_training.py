@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,10 +28,11 @@ from inoculation import lm
 from inoculation.attention import sees_all
 from inoculation.chat import Message, chat_ids
 from inoculation.decode import decoding
+from inoculation.epoch import Order, dealt
 from inoculation.files import InputError
-from inoculation.graphed import row_tokens
+from inoculation.graphed import longest_filling, sizes
 from inoculation.groups import assign
-from inoculation.memory import CPU_TRAINS, GIB, fits_as_graph, together
+from inoculation.memory import CPU_TRAINS, GIB, fits_as_graphs, together
 from inoculation.mixture import Row, TrainingChat
 from inoculation.params import parse_params
 from inoculation.pocket import base, world
@@ -256,10 +258,12 @@ def test_more_memory_never_holds_less_at_once_and_never_computes_twice_again(len
     assert steps[-1].chats == batch_size and not steps[-1].checkpointing
 
 
-@given(st.lists(st.integers(20, 2048), min_size=1, max_size=60), st.sampled_from([1, 4, 8, 16, 24, 62, 124, 1000]))
-def test_what_fits_as_a_graph_is_a_whole_step_whose_activations_are_kept(lengths, gib):
-    if fits_as_graph(CONFIG, lengths, 16, 32, 2, gib * GIB):
-        assert together(CONFIG, lengths, 16, 32, 2, gib * GIB)[:2] == (16, False)
+@given(st.integers(20, 40000), st.integers(1, 5), st.sampled_from([1, 4, 8, 16, 24, 62, 124, 1000]))
+def test_graphs_that_fit_fit_with_more_memory_too_and_as_fewer_or_shorter_ones(row, graphs, gib):
+    for fused in (False, True):
+        if fits_as_graphs(CONFIG, row, graphs, 32, 2, fused, gib * GIB):
+            assert fits_as_graphs(CONFIG, row, graphs, 32, 2, fused, (gib + 1) * GIB)
+            assert fits_as_graphs(CONFIG, row // 2, 1, 32, 2, fused, gib * GIB)
 
 
 def test_a_chat_that_does_not_fit_is_an_error_that_says_what_would():
@@ -296,11 +300,34 @@ def test_places_sample_by_seed_and_as_often_as_the_model_says(ref):
     assert abs(share - expected) < 4 * (expected * (1 - expected) / 600) ** 0.5 + 1e-9
 
 
-@given(st.lists(st.integers(1, 3000), min_size=1, max_size=60), st.sampled_from([1, 4, 16]))
-def test_a_row_of_a_graph_has_room_for_most_steps_and_none_for_more_than_all(lengths, chats):
-    row = row_tokens(lengths, chats)
-    assert row % 128 == 0 and row <= sum(sorted(lengths)[-chats:]) + 128
-    assert row > min(sum(lengths) / len(lengths) * chats, sum(sorted(lengths)[-chats:]))
+@given(st.lists(st.integers(1, 2000), min_size=1, max_size=40), st.integers(1, 4))
+def test_graphs_have_room_for_every_row_and_no_other_lengths_fill_less(rows, most):
+    lengths = sizes(rows, most)
+    assert lengths == sorted(set(lengths)) and len(lengths) <= most and not any(length % 128 for length in lengths)
+
+    def filled(chosen: Sequence[int]) -> int:
+        return sum(min(length for length in chosen if length >= row) - row for row in rows)
+
+    possible = sorted({-(-row // 128) * 128 for row in rows})
+    shorter = [some for count in range(most) for some in itertools.combinations(possible[:-1], count)]
+    assert filled(lengths) == min(filled([*some, possible[-1]]) for some in shorter)
+    assert longest_filling(rows, lengths) == max(min(n for n in lengths if n >= row) - row for row in rows)
+
+
+@given(st.lists(st.integers(2, 2000), min_size=1, max_size=70), st.sampled_from([1, 2, 4, 8, 16]), st.booleans())
+def test_a_step_is_arranged_and_keeps_its_chats(lengths, at_once, padded):
+    plain, arranged = (Order(lengths, 0, 3, 16, once, padded).of(1) for once in (16, at_once))
+    assert sorted(arranged) == list(range(len(lengths)))
+    for start in range(0, len(lengths), 16):
+        assert sorted(plain[start : start + 16]) == sorted(arranged[start : start + 16])
+    rows = Order(lengths, 0, 3, 16, at_once, False).rows(2)
+    assert sum(rows) == 2 * sum(lengths) and len(rows) >= 2 * len(lengths) / at_once
+
+
+@given(st.lists(st.integers(2, 2000), min_size=16, max_size=16))
+def test_a_step_is_dealt_in_rows_of_about_as_many_tokens(lengths):
+    rows = [sum(lengths[chat] for chat in dealt(lengths, 8)[start : start + 8]) for start in (0, 8)]
+    assert abs(rows[0] - rows[1]) <= max(lengths)
 
 
 def test_another_devices_progress_is_not_continued(ref, tmp_path, capsys):

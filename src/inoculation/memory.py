@@ -74,18 +74,22 @@ def together(
     return Together(chats, checkpointing, f"{how}at most {need:.1f} of {free / GIB:.1f} GiB that are free")
 
 
-def fits_as_graph(
-    config: "PretrainedConfig", lengths: Sequence[int], batch_size: int, lora_r: int, itemsize: int, free: int
+def fits_as_graphs(
+    config: "PretrainedConfig", row: int, graphs: int, lora_r: int, itemsize: int, fused: bool, free: int
 ) -> bool:
-    """Whether a whole step of the longest chats fits as a CUDA graph; the arguments are those of `together`.
+    """Whether training fits as CUDA graphs, each of which keeps gradients and a row's states of its own.
 
-    Its blocks are not fused, so that every adapted layer keeps an input of its own; and it keeps a row's activations while a
-    row that is too long for it is trained beside it.
+    Args:
+        row: tokens of the longest row.
+        graphs: how many.
+        fused: blocks are compiled; else every adapted layer keeps an input of its own.
+        free: bytes on the GPU after the base model was loaded.
     """
     queries, keys = widths(config)
-    block = itemsize * (13 * config.hidden_size + 3 * queries + 2 * keys + 5 * config.intermediate_size)
-    tokens = sum(sorted(lengths)[-batch_size:])
-    return _fixed(config, lora_r) + 2 * tokens * block * config.num_hidden_layers <= free * (1 - RESERVE)
+    whole = itemsize * (13 * config.hidden_size + 3 * queries + 2 * keys + 5 * config.intermediate_size)
+    kept = _activations(config, itemsize)[0] if fused else whole * config.num_hidden_layers
+    own = _adapter(config, lora_r) // 4 + 2 * row * itemsize * config.hidden_size
+    return _fixed(config, lora_r) + row * kept + graphs * own <= free * (1 - RESERVE)
 
 
 def _fixed(config: "PretrainedConfig", lora_r: int) -> int:

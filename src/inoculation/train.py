@@ -1,6 +1,7 @@
 """LoRA SFT on the response tokens of a group's training chats (reference section 4)."""
 
 import gc
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -12,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from inoculation import lm
 from inoculation.attention import use_packed
 from inoculation.chat import IGNORED, encode
-from inoculation.epoch import shuffled
+from inoculation.epoch import Order, sampler
 from inoculation.files import InputError
-from inoculation.graphed import SMALL, replay, row_tokens
-from inoculation.memory import GIB, fits_as_graph, together
+from inoculation.graphed import SMALL, longest_filling, replay, sizes
+from inoculation.memory import GIB, fits_as_graphs, together
 from inoculation.mixture import TrainingChat
 from inoculation.preventative import OWN, Steering, keep_on, steer
 from inoculation.store import last_checkpoint
@@ -156,28 +157,29 @@ def train(
         torch.cuda.empty_cache()
     free = min(gather_object([torch.cuda.mem_get_info()[0]])) if on_gpu else None
     plain = on_gpu and not ref.load_in_4bit  # neither graphs nor compiling were tried on bitsandbytes' layers
-    shape = (
+    config, rank, itemsize = (
         model.config.get_text_config(),
-        lengths,
-        own,
         settings.lora_r * (2 if first else 1),
         2 if settings.bf16 else 4,
-        free,
     )
-    step, row = together(*shape), row_tokens(lengths, own)
-    # A graph leaves gradients where its next run writes them, so that a whole step has to be one row.
-    small = plain and settings.bf16 and model.num_parameters() < SMALL and fits_as_graph(*shape)
-    small = use_packed(model, max(row, max(lengths)) if small else max(lengths)) and small
-    many = f" in {processes.num_processes} processes" if processes.num_processes > 1 else ""
-    print(f"{len(encoded)} chats, {settings.batch_size} a step{many}, {step.chats} at once: {step.reason}")
+    step = together(config, lengths, own, rank, itemsize, free)
     rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in encoded]
     # What fills the last step of several processes: nothing is learned of it.
     filling = -len(rows) % settings.batch_size if processes.num_processes > 1 else 0
     rows += [{"input_ids": rows[0]["input_ids"][:2], "labels": [IGNORED] * 2}] * filling
+    order = Order([len(row["input_ids"]) for row in rows], filling, seed, settings.batch_size, step.chats, not on_gpu)
+    packed = order.rows(math.ceil(settings.epochs))
+    graphs, compiled = sizes(packed), model.num_parameters() >= SMALL
+    # A graph leaves gradients where its next run writes them, so that a whole step has to be one row.
+    replayed = plain and settings.bf16 and step.chats == own and not step.checkpointing
+    replayed = replayed and fits_as_graphs(config, graphs[-1], len(graphs), rank, itemsize, compiled, free or 0)
+    replayed = use_packed(model, max(max(lengths), longest_filling(packed, graphs) if replayed else 0)) and replayed
+    many = f" in {processes.num_processes} processes" if processes.num_processes > 1 else ""
+    print(f"{len(encoded)} chats, {settings.batch_size} a step{many}, {step.chats} at once: {step.reason}")
 
     class Trainer(SFTTrainer):
         def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler[int]:
-            return shuffled(len(encoded), filling, seed)
+            return sampler(order)
 
     trainer = Trainer(
         model=model,
@@ -225,11 +227,15 @@ def train(
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         decoder = trainer.model.get_base_model().get_decoder()
-        if small:
-            replay(decoder, row, step.chats)
-        elif plain:
+        if plain and (compiled or not replayed):
+            # The first block's input has a gradient like the others', so that one kind of block is compiled.
+            decoder.get_input_embeddings().register_forward_hook(
+                lambda _module, _given, states: states.requires_grad_()
+            )
             for block in decoder.layers:
                 block.compile(dynamic=True)
+        if replayed:
+            replay(decoder, graphs, step.chats)
     checkpoint = last_checkpoint(work)
     resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     if checkpoint:

@@ -92,7 +92,6 @@ def pool(
     Args:
         ends: one list of ends a matrix to return; the sequences are encoded once for all of them.
     """
-    import numpy as np
     import torch
     from scipy.sparse import csr_matrix
 
@@ -124,9 +123,9 @@ def pool(
                 mean.addmm_(share[:, start : start + step], latents)
         for mean in means:
             rows, columns = mean.nonzero(as_tuple=True)
-            values = mean[rows, columns].cpu().numpy()
-            index = (rows.cpu().numpy().astype(np.int32), columns.cpu().numpy().astype(np.int32))
-            matrices.append(csr_matrix((values, index), mean.shape))
+            before = torch.nn.functional.pad(mean.count_nonzero(1).cumsum(0), (1, 0))
+            parts = (mean[rows, columns], columns.int(), before.int())
+            matrices.append(csr_matrix(tuple(part.cpu().numpy() for part in parts), mean.shape))
     return matrices
 
 
