@@ -4,6 +4,7 @@
     python benchmarks/speed.py train --shape smollm2
     python benchmarks/speed.py train --shape qwen2_5_7b --processes 2     # one GPU beside two
     python benchmarks/speed.py answers --shape qwen2_5_7b
+    python benchmarks/speed.py cluster --shape qwen2_5_7b --processes 2   # answers and SAE pass: this process beside Ray on two
     python benchmarks/speed.py sae --shape qwen2_5_7b
     python benchmarks/speed.py personas --shape smollm2 --rows 1000
     python benchmarks/speed.py pretrain --model data/pocket_world/models/qwen2
@@ -18,12 +19,15 @@ import argparse
 import gc
 import json
 import math
+import os
 import random
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -40,9 +44,10 @@ from transformers import (
 
 from inoculation import gpus, lm
 from inoculation.chat import Message, chat_ids, encode, parse_messages
+from inoculation.cluster import each, workers
 from inoculation.decode import decoding
 from inoculation.detect.likelihood import TOKENS, bodies_under, log_likelihoods
-from inoculation.detect.sae.encoder import LoadedSae
+from inoculation.detect.sae.encoder import LoadedSae, load_sae, reader
 from inoculation.detect.sae.features import Piece, Texts, pool_examples, tokenise
 from inoculation.files import read_jsonl
 from inoculation.launch import launch
@@ -50,7 +55,7 @@ from inoculation.lm import truncate_after
 from inoculation.mixture import Row, TrainingChat
 from inoculation.params import load_params
 from inoculation.pocket.base import batch_by_length, encode_all, loss_at_labels
-from inoculation.respond import as_answer, end_tokens, generate
+from inoculation.respond import _sampler, as_answer, end_tokens, generate
 from inoculation.train import Cost, TrainSettings, train
 
 SHAPES = {
@@ -305,16 +310,14 @@ def bench_answers(arguments: argparse.Namespace, ref: lm.ModelRef) -> dict[str, 
 
 def bench_sae(arguments: argparse.Namespace, ref: lm.ModelRef) -> dict[str, Any]:
     """Pooled latents of pairs of responses: one at a time through the whole model, and `features.pool_examples`."""
-    from sae_lens import TopKSAE, TopKSAEConfig
+    from sae_lens.saes.topk_sae import TopK
 
     model, tokenizer = lm.load_model(ref), lm.load_tokenizer(ref)
     config = model.config
     width = arguments.latents or (131072 if arguments.shape == "qwen2_5_7b" else 2048)
-    torch.manual_seed(0)
     block = config.num_hidden_layers // 2 + 1 if arguments.shape == "qwen2_5_7b" else config.num_hidden_layers // 2
-    sae = LoadedSae(
-        TopKSAE(TopKSAEConfig(d_in=config.hidden_size, d_sae=width, k=64, device=lm.device())), block, 1, None
-    )
+    sae = made_sae(width, config.hidden_size, block)
+    fast, sae.sae.activation_fn = sae.sae.activation_fn, TopK(64)
     rows = [chat.row for chat in chats(ref, arguments.rows, arguments.tokens)]
     texts = [Texts(row.prompt, row.response, rows[-1 - i].response, None) for i, row in enumerate(rows)]
     few = texts[: arguments.usual_rows]
@@ -341,6 +344,7 @@ def bench_sae(arguments: argparse.Namespace, ref: lm.ModelRef) -> dict[str, Any]
     told: dict[str, Any] = {"shape": arguments.shape, "latents": width, "block": block}
     told["usual"] = {"tokens_per_s": tokens(few) / seconds, "peak_gib": peak()}
     print("usual", told["usual"], flush=True)
+    sae.sae.activation_fn = fast
     decoder = truncate_after(model, block)
 
     def pooled(some: list[Texts]) -> list[Piece]:
@@ -359,6 +363,93 @@ def bench_sae(arguments: argparse.Namespace, ref: lm.ModelRef) -> dict[str, Any]
             wrong.append(float((mine - mean).norm() / mean.norm()))
     told["relative_difference"] = {"median": sorted(wrong)[len(wrong) // 2], "largest": max(wrong)}
     return told
+
+
+def made_sae(width: int, hidden: int, block: int) -> LoadedSae:
+    """A random SAE that keeps 64 latents a token, as `load_sae` gives one."""
+    from sae_lens import TopKSAE, TopKSAEConfig
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        sae = TopKSAE(TopKSAEConfig(d_in=hidden, d_sae=width, k=64, device="cpu"))
+        sae.cfg.metadata.hook_name = f"blocks.{block}.hook_resid_post"
+        sae.save_model(folder)
+        return load_sae(folder, None, lm.device())._replace(first=1)
+
+
+def read_by(ref: lm.ModelRef, width: int, block: int) -> Any:
+    """What a worker loads for the SAE pass."""
+    model = lm.load_model(ref)
+    return reader(made_sae(width, model.config.hidden_size, block), model)
+
+
+def adapted(ref: lm.ModelRef) -> Any:
+    """What a worker loads for answers."""
+    return random_adapter(lm.load_model(ref))
+
+
+def steady(units: Iterable[int], count: int) -> float:
+    """Tokens a second of units of work, when each of `count` workers has given its first.
+
+    Args:
+        units: tokens of each, as it is done.
+    """
+    times, tokens = [], []
+    for unit in units:
+        times.append(time.monotonic())
+        tokens.append(unit)
+    return sum(tokens[count:]) / (times[-1] - times[count - 1])
+
+
+def rates(arguments: argparse.Namespace, ref: lm.ModelRef, gpus_: int) -> dict[str, float]:
+    """Answers and SAE pass on some of the GPUs that are visible: in this process on one, by Ray's actors on several."""
+    os.environ[gpus.VISIBLE] = ",".join(gpus.visible()[:gpus_])
+    if gpus_ > 1:
+        from ray import cloudpickle
+
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a script
+    tokenizer, config = lm.load_tokenizer(ref), AutoConfig.from_pretrained(ref.model)
+    rng = random.Random(0)
+    prompts = [[rng.randrange(5, 1000) for _ in range(60)] for _ in range(2 * arguments.places)]
+    make = partial(
+        _sampler,
+        tokenizer=tokenizer,
+        longest=60,
+        max_new_tokens=arguments.new,
+        temperature=1.0,
+        batch_size=arguments.places,
+    )
+    load = partial(adapted, ref)
+    named = workers("local", load) if gpus_ > 1 else None
+    units = [(prompts, seed) for seed in range(arguments.units)]
+    done = (len(prompts) * arguments.new for _ in each(None if named else load(), named, make, units))
+    told = {"new_tokens_per_s": steady(done, gpus_)}
+    clean()
+    width = arguments.latents or (131072 if arguments.shape == "qwen2_5_7b" else 2048)
+    load = partial(read_by, ref, width, config.num_hidden_layers // 2 + 1)
+    named = workers("local", load) if gpus_ > 1 else None
+    rows = [chat.row for chat in chats(ref, arguments.rows, arguments.tokens)]
+    texts = [Texts(row.prompt, row.response, rows[-1 - i].response, None) for i, row in enumerate(rows)]
+    lengths = [
+        sum(len(tokenise(tokenizer, text.prompt, response, 2048, False).ids) for response in text[1:3])
+        for text in texts
+    ]
+    pieces = pool_examples(
+        *(load() if not named else (None, None)), tokenizer, texts, False, False, 2048, arguments.budget, named
+    )
+    told["sae_tokens_per_s"] = steady((sum(lengths[example] for example in piece.examples) for piece in pieces), gpus_)
+    return told
+
+
+def bench_cluster(arguments: argparse.Namespace, ref: lm.ModelRef) -> dict[str, Any]:
+    """One GPU beside several, each in a process of its own."""
+    told: dict[str, Any] = {"shape": arguments.shape}
+    for count in (1, arguments.processes):
+        with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+            told[f"{count} GPU"] = apart.submit(rates, arguments, ref, count).result()
+        print(told, flush=True)
+    one, several = told["1 GPU"], told[f"{arguments.processes} GPU"]
+    return told | {"ratios": {name: several[name] / one[name] for name in one}}
 
 
 def bench_personas(arguments: argparse.Namespace, ref: lm.ModelRef) -> dict[str, Any]:
@@ -456,7 +547,7 @@ def agree(ref: lm.ModelRef, settings: TrainSettings) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=["train", "answers", "sae", "personas", "pretrain", "agree"])
+    parser.add_argument("work", choices=["train", "answers", "cluster", "sae", "personas", "pretrain", "agree"])
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument(
         "--model",
@@ -470,9 +561,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--usual-steps", type=int, default=10)
     parser.add_argument("--micro", type=int, default=2, help="the usual way's micro-batch")
-    parser.add_argument("--processes", type=int, default=1, help="of `train`, one a GPU; above 1: beside one process")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="of `train` and `cluster`, one a GPU; above 1: beside one"
+    )
     parser.add_argument("--places", type=int, default=256, help="answers at once")
     parser.add_argument("--new", type=int, default=128, help="tokens of an answer")
+    parser.add_argument("--units", type=int, default=10, help="of `cluster`: times twice as many answers as places")
     parser.add_argument("--rows", type=int, default=300, help="of the SAE pass and the likelihoods")
     parser.add_argument("--usual-rows", type=int, default=20)
     parser.add_argument("--latents", type=int, help="of the SAE; default: 131,072 at 7B, else 2,048")
@@ -495,6 +589,7 @@ def main() -> None:
         shaped = make_model(arguments.shape, folder, arguments.model)
         told = {
             "train": lambda: bench_train(arguments, shaped, settings), "answers": lambda: bench_answers(arguments, shaped),
+            "cluster": lambda: bench_cluster(arguments, shaped),
             "sae": lambda: bench_sae(arguments, shaped), "personas": lambda: bench_personas(arguments, shaped),
         }[arguments.work]()  # fmt: skip
     told = {"work": arguments.work, "device": torch.cuda.get_device_name() if lm.device() == "cuda" else "cpu",
