@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -26,6 +27,7 @@ from inoculation.pocket.base import train_tokenizer
 from inoculation.respond import Answer, continue_chats
 from inoculation.roles import Limits
 from inoculation.server import Seen, ServerError, ServerSettings, compare, disagreement, serving
+from inoculation.stage import Writes
 from inoculation.stages.base_responses import BaseResponses
 from inoculation.stages.respond import Respond
 from inoculation.traits import NegativeTrait
@@ -294,5 +296,12 @@ def test_addresses_are_checked_with_all_else(tmp_path, server, monkeypatch):
     monkeypatch.chdir(tmp_path)
     told = [problem for problem in plan.missing(raw) if "api_base" in problem]
     assert len(told) == 1 and "profiles.pocket.api_base: " in told[0] and "serves" in told[0]
+    for step in plan.needed(raw):
+        if step.stage.command in ("respond", "base-responses"):
+            for path in step.paths(raw, Writes):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+    assert not [problem for problem in plan.missing(raw) if "api_base" in problem], "what is sampled needs no server"
+    shutil.rmtree("data")
     server.names = [raw["profiles"]["pocket"]["model"]]
     assert not [problem for problem in plan.missing(raw) if "api_base" in problem]

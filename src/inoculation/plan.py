@@ -195,12 +195,14 @@ def _missing_artefacts(profile: Mapping[str, Any], steps: list[Step]) -> Iterato
 
 
 def _missing_servers(raw: Mapping[str, Any], steps: list[Step]) -> Iterator[str]:
-    """Servers that are to sample answers, and cannot be reached or serve another model."""
+    """Servers that are to sample answers which are not there, and cannot be reached or serve another model."""
     from inoculation.profile import named
     from inoculation.server import unserved
 
     sampling = {"respond": raw["profile"], "base-responses": raw["annotator"]}
-    for name in dict.fromkeys(sampling[step.stage.command] for step in steps if step.stage.command in sampling):
+    wanted = [step for step in steps if step.stage.command in sampling]
+    left = [step for step in wanted if not all(path.exists() for path in step.paths(raw, Writes))]
+    for name in dict.fromkeys(sampling[step.stage.command] for step in left):
         profile = raw["profiles"][name]
         model = Path(profile["model"])
         if problem := unserved(profile["api_base"], named(model).get("model", str(model))):
