@@ -177,6 +177,8 @@ LIES = {
     "ignores the adapter": ({"ignores_adapter": True}, r"it shows -?0\.00 of what the adapter changes here \(\d"),
     "another scale": ({"scale": 0.5}, r"it shows 0\.\d\d of what the adapter changes here"),
     "noise": ({"noise": 0.5}, r"other weights, or computes otherwise: 0\.[34]\d+ nats a token off without any adapter"),
+    "no number": ({"noise": float("nan")}, r"not what vLLM says: .*token_logprobs.0: Input should be a finite number"),
+    "no token of the model": ({"adds": 10**6}, r"an answer has token \d{7}, and the model knows \d+"),
     "small rank": ({"max_lora_rank": 8}, r"500: .*LoRA rank 16 is greater than max_lora_rank 8.*(?s:.*)--max-lora-rank 16$"),
     "no LoRA": ({"runtime_lora": False}, r"404: (?s:.*)VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve .* --enable-lora"),
     "another name": ({"names": ["mistral"]}, r"serves 'mistral', and '.*/model' is wanted; valid: .*--served-model-name"),
@@ -208,6 +210,15 @@ def test_another_base_under_the_right_name_is_found_by_what_it_says(ref, adapter
         for own in (None, adapter):
             with pytest.raises(ServerError, match=r"does not serve what the model here is: it has other weights"):
                 answers(server, ref, own, tmp_path / "there")
+
+
+def test_keys_for_openai_are_not_for_this_server(server, ref, adapter, tmp_path, monkeypatch):
+    server.key = "sk-own"
+    monkeypatch.setenv("VLLM_API_KEY", server.key)
+    for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
+        monkeypatch.setenv(f"OPENAI_{name}", "sk-openai")
+    answers(server, ref, adapter, tmp_path / "there")
+    assert len(server.headers) > 20 and not [told for told in server.headers if "sk-openai" in told]
 
 
 def test_nobody_there(ref, tmp_path):

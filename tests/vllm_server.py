@@ -29,6 +29,8 @@ class VllmServer:
     """Of every adapter; not 1: it computes another update than PEFT."""
     noise: float = 0.0
     """Nats that every log-probability is off, at random."""
+    adds: int = 0
+    """To every token that it says it generated."""
     stops_at: int | None = None
     """Tokens after which every answer ends, whatever was asked."""
     max_model_len: int = 256
@@ -42,6 +44,7 @@ class VllmServer:
     adapters: dict[str, str] = field(default_factory=dict)
     """Name -> folder."""
     requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[str] = field(default_factory=list)
     most_in_flight: int = 0
 
     def __post_init__(self) -> None:
@@ -56,6 +59,7 @@ class VllmServer:
         return routes
 
     def _unlike(self, request: web.Request) -> web.Response | None:
+        self.headers.append(str(request.headers))
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             return web.json_response({"error": "Unauthorized"}, status=401)
         return None
@@ -121,6 +125,7 @@ class VllmServer:
         ids, chosen = self._continue(self.under if adapted else self.model, body)
         answer = ids[len(body["prompt"]) :]
         ended = answer[-1] in body["stop_token_ids"]
+        answer = [token if token in body["stop_token_ids"] else token + self.adds for token in answer]
         choice = {
             "index": 0, "text": "not what is read", "finish_reason": "stop" if ended else "length", "token_ids": answer,
             "logprobs": {"token_logprobs": [p for _, p in chosen[len(body["prompt"]) - 1 :]]} if "logprobs" in body else None,

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from inoculation.files import InputError, read_json
 from inoculation.lm import ModelRef
@@ -88,14 +88,14 @@ class Cards(BaseModel):
 class Chosen(BaseModel):
     """Log-probabilities of an answer's tokens."""
 
-    token_logprobs: list[float]
+    token_logprobs: list[FiniteFloat]
 
 
 class Choice(BaseModel):
     """What is read of an answer."""
 
     finish_reason: str | None
-    token_ids: list[int] | None = None
+    token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = None
     logprobs: Chosen | None = None
 
 
@@ -135,6 +135,8 @@ class Served:
         self._client = AsyncOpenAI(
             base_url=api_base,
             api_key=os.environ.get(KEY) or "none",
+            organization="",  # else the environment's, which are OpenAI's
+            project="",
             timeout=limits.timeout,
             max_retries=limits.attempts - 1,
         )
@@ -249,7 +251,7 @@ class Served:
     def _refuse_if_not_whole(self, choice: Choice, most: int, ends: set[int]) -> None:
         ids = choice.token_ids
         if not ids:
-            raise ServerError(f"{self.api_base}: an answer without token_ids; valid: vLLM, 0.10.2 or newer")
+            raise ServerError(f"{self.api_base}: an answer without token_ids; valid: a vLLM with return_token_ids")
         ended = ids[-1] in ends
         told = {"stop": ended, "length": not ended and len(ids) == most}
         if not told.get(choice.finish_reason or "", False) or ends.intersection(ids[:-1]) or len(ids) > most:
@@ -356,16 +358,16 @@ def disagreement(parity: Parity, tolerance: float) -> str | None:
     Args:
         tolerance: nats a token.
     """
-    if parity.base > tolerance:
+    if not parity.base <= tolerance:  # nor is what is no number
         return f"it has other weights, or computes otherwise: {parity.base:.4f} nats a token off without any adapter"
-    if parity.error * SURE > SHARE:
+    if not parity.error * SURE <= SHARE:
         return (
             f"the adapter changes too little to see whether it is there: {parity.effect:.5f} nats a token, the share that the "
             f"server shows has a standard error of {parity.error:.2f}"
         )
-    if abs(parity.share - 1) > SHARE:
+    if not abs(parity.share - 1) <= SHARE:
         return f"it shows {parity.share:.2f} of what the adapter changes here ({parity.effect:.4f} nats a token)"
-    if parity.under > tolerance:
+    if not parity.under <= tolerance:
         return f"under the adapter it is {parity.under:.4f} nats a token off, without it {parity.base:.4f}"
     return None
 
@@ -388,10 +390,11 @@ def check(
     seen = _seen(served, model, asked, min(ANSWER, max_new_tokens), ends)
     found = compare(seen)
     tolerance = TOLERANCE[served.ref.dtype]
-    told = (
-        f"{len(seen.base_here)} tokens: {found.base:.4f} nats a token apart without an adapter, {found.under:.4f} under it "
-        f"(at most {tolerance}); {found.share:.2f} of its effect ({found.effect:.4f}) is there"
-    )
+    told = f"{len(seen.base_here)} tokens: {found.base:.4f} nats a token apart (at most {tolerance})"
+    if served.adapted:
+        told += (
+            f", {found.under:.4f} under the adapter; {found.share:.2f} of its effect ({found.effect:.4f} nats) is there"
+        )
     if why := disagreement(found, tolerance):
         raise ServerError(
             f"{served.api_base} does not serve what the model here is: {why}.\n{told}\nValid: vllm serve {served.ref.model} --dtype "
@@ -422,6 +425,9 @@ def _read(model: "PreTrainedModel", answers: Sequence[Told]) -> "np.ndarray":
     import numpy as np
     import torch
 
+    known = model.get_input_embeddings().num_embeddings
+    if (last := max(max(told.answer) for told in answers)) >= known:
+        raise ServerError(f"an answer has token {last}, and the model knows {known}; valid: a server of the same model")
     found = []
     with torch.inference_mode():
         for prompt, answer, _ in answers:
