@@ -89,6 +89,9 @@ class Server:
                 return name
         return "ok"
 
+    def routes(self) -> list[web.RouteDef]:
+        return [web.post("/v1/chat/completions", self.handle)]
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.requests.append(body)
@@ -133,13 +136,13 @@ class Server:
 
 
 @contextmanager
-def serve(server: Server, port: int = 0):
+def serve(server: Any, port: int = 0):
     """Run a server in a thread of its own; `server.url` is its `api_base`."""
     loop, started = asyncio.new_event_loop(), threading.Event()
 
     async def start() -> web.AppRunner:
         application = web.Application(client_max_size=2**26)
-        application.router.add_post("/v1/chat/completions", server.handle)
+        application.router.add_routes(server.routes())
         runner = web.AppRunner(application, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", port)

@@ -158,7 +158,7 @@ def missing(raw: Mapping[str, Any]) -> list[str]:
     for name in dict.fromkeys((raw["profile"], raw["annotator"])):
         if any(step == (load("profile"), name) for step in steps):
             problems += [f"profile {name}: {problem}" for problem in _missing_artefacts(raw["profiles"][name], steps)]
-    problems += _missing_llms(raw)
+    problems += [*_missing_servers(raw, steps), *_missing_llms(raw)]
     if raw["cluster"]["address"] and find_spec("ray") is None:
         problems.append(
             "cluster.address: Ray is not installed; valid: pip install --editable '.[ray]', or leave it empty"
@@ -192,6 +192,21 @@ def _missing_artefacts(profile: Mapping[str, Any], steps: list[Step]) -> Iterato
                     yield problem
             elif not Path(corpus).is_file():
                 yield f"{name} corpus {corpus}: no such file; a corpus is JSONL of chats or texts, or a published .h5"
+
+
+def _missing_servers(raw: Mapping[str, Any], steps: list[Step]) -> Iterator[str]:
+    """Servers that are to sample answers which are not there, and cannot be reached or serve another model."""
+    from inoculation.profile import named
+    from inoculation.server import unserved
+
+    sampling = {"respond": raw["profile"], "base-responses": raw["annotator"]}
+    wanted = [step for step in steps if step.stage.command in sampling]
+    left = [step for step in wanted if not all(path.exists() for path in step.paths(raw, Writes))]
+    for name in dict.fromkeys(sampling[step.stage.command] for step in left):
+        profile = raw["profiles"][name]
+        model = Path(profile["model"])
+        if problem := unserved(profile["api_base"], named(model).get("model", str(model))):
+            yield f"profiles.{name}.api_base: {problem}"
 
 
 def _missing_llms(raw: Mapping[str, Any]) -> Iterator[str]:

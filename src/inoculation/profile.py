@@ -17,6 +17,7 @@ from inoculation.detect.sae.settings import FlagRule
 from inoculation.files import InputError, fail_if, read_yaml
 from inoculation.respond import SampleSettings
 from inoculation.roles import Roles
+from inoculation.server import ApiBase, ServerSettings
 from inoculation.stage import complaints
 from inoculation.store import digest
 from inoculation.train import TrainSettings
@@ -47,6 +48,8 @@ class Profile(BaseModel):
     """Which rule of the SAE route counts."""
     max_new_tokens: Annotated[int, Field(ge=1)]
     machine: lm.Machine
+    api_base: ApiBase
+    """Of the server that samples answers; empty: this process."""
 
 
 def named(path: Path, *keys: str) -> dict[str, Any]:
@@ -80,6 +83,7 @@ def pins(profile: Profile, roles: Roles, train: TrainSettings) -> dict[str, Any]
         "model.json": ref.model_dump(),
         "sampling.json": SampleSettings(max_new_tokens=profile.max_new_tokens).model_dump(),
         "machine.json": profile.machine.model_dump(),
+        "server.json": ServerSettings(api_base=profile.api_base).model_dump(),
         "train.json": train.model_dump(),
         "flag_rule.json": profile.flag_rule,
         **{f"roles/{name}.json": role for name, role in roles.model_dump().items()},

@@ -16,6 +16,7 @@ from inoculation.cluster import Workers, device, each
 from inoculation.decode import can_decode, decoding
 from inoculation.files import InputError, read_jsonl
 from inoculation.lm import ModelRef
+from inoculation.server import Served, check
 from inoculation.traits import NegativeTrait
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def respond(
     seed: int,
     progress: Path,
     workers: Workers | None = None,
+    served: Served | None = None,
 ) -> list[Answer]:
     """Sample every request; see `continue_chats`.
 
@@ -156,7 +158,9 @@ def respond(
         Answers in the order of `wanted`.
     """
     chats = [((Message("user", request.question),), system_prompts[request.prompt]) for request in wanted]
-    return continue_chats(model, tokenizer, chats, max_new_tokens, temperature, batch_size, seed, progress, workers)
+    return continue_chats(
+        model, tokenizer, chats, max_new_tokens, temperature, batch_size, seed, progress, workers, served
+    )
 
 
 def continue_chats(
@@ -169,6 +173,7 @@ def continue_chats(
     seed: int,
     progress: Path,
     workers: Workers | None = None,
+    served: Served | None = None,
 ) -> list[Answer]:
     """Sample one response to each chat, longest first, saving each batch so that an interrupted call continues.
 
@@ -176,14 +181,18 @@ def continue_chats(
     many places fit into its memory as before). So does a cluster, whose unit of work is the batch.
 
     Args:
-        model: of workers, its shape (`skeleton`).
+        model: of workers, its shape (`skeleton`); of a server, what it is checked with.
         chats: (messages that end with the user's, system message or None).
-        batch_size: sequences sampled at once; on a GPU each gives its place to the next (`decode`).
+        batch_size: sequences sampled at once; on a GPU and at a server each gives its place to the next.
         progress: JSONL, one line a finished batch; belongs to exactly this call (name it by its inputs' digest).
         workers: of a cluster, who load the model; None: this process samples.
+        served: the same model at a server, which samples then.
 
     Returns:
         Answers in the order of `chats`.
+
+    Raises:
+        InputError: a worker raised it, or the server does not say what the model here says, or failed.
     """
     from tqdm import tqdm
 
@@ -191,7 +200,7 @@ def continue_chats(
     prompts = [tokens[chat] for chat in chats]
     order = sorted(range(len(chats)), key=lambda index: (-len(prompts[index]), index))
     on = device() if workers else model.device.type
-    size = batch_size * REFILLS if _refilled(model, on) else batch_size
+    size = batch_size * REFILLS if served or _refilled(model, on) else batch_size
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     done = list(_finished_batches(progress))
     if [len(batch) for batch in done] != [len(batch) for batch in batches[: len(done)]]:
@@ -212,10 +221,16 @@ def continue_chats(
         for number, batch in enumerate(batches)
         if number >= len(done)
     ]
+    if served:
+        ends = end_tokens(model, tokenizer)
+        if left:
+            check(served, model, prompts, max_new_tokens, ends)
+        there = partial(_served, tokenizer=tokenizer, ends=ends, max_new_tokens=max_new_tokens, temperature=temperature)
+        results = each(served, None, there, left)
+    else:
+        results = each(model, workers, make, left)
     with progress.open("a", encoding="utf-8") as log, tqdm(total=len(chats), desc="sampling", unit="answer") as bar:
-        for number, (batch, sampled) in enumerate(
-            zip(batches, chain(done, each(model, workers, make, left)), strict=True)
-        ):
+        for number, (batch, sampled) in enumerate(zip(batches, chain(done, results), strict=True)):
             if number >= len(done):
                 log.write(json.dumps(sampled, ensure_ascii=False) + "\n")
                 log.flush()
@@ -260,6 +275,16 @@ def _sampler(
         yield lambda batch: [
             as_answer(tokenizer, row, ends) for row in decoder.sample(batch[0], temperature, batch[1], ends)
         ]
+
+
+@contextmanager
+def _served(
+    served: Served, tokenizer: "PreTrainedTokenizerBase", ends: set[int], max_new_tokens: int, temperature: float
+) -> Iterator[Callable[[tuple[Sequence[Sequence[int]], int]], list[Answer]]]:
+    """Answers to (some prompts, under a seed), by a server."""
+    yield lambda batch: [
+        as_answer(tokenizer, row, ends) for row in served.sample(batch[0], temperature, batch[1], max_new_tokens, ends)
+    ]
 
 
 def _finished_batches(progress: Path) -> Iterator[list[Answer]]:

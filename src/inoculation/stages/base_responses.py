@@ -5,16 +5,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from inoculation import attention, chat, cluster, decode, lm, mixture, respond
+from inoculation import attention, chat, cluster, decode, lm, mixture, respond, server
 from inoculation.detect import blind
 from inoculation.detect.language import language
 from inoculation.files import read_jsonl, write_json, write_jsonl
 from inoculation.paths import ANNOTATOR, BASE_RESPONSES, LANGUAGE, ROWS
 from inoculation.respond import Answer, SampleSettings, continue_chats
+from inoculation.roles import Limits
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.store import kept, unfinished
 
-HOW = [Path(module.__file__) for module in (attention, chat, decode, lm, respond)]
+HOW = [Path(module.__file__) for module in (attention, chat, decode, lm, respond, server)]
 """The code that answers are sampled by: kept ones are another code's no longer."""
 
 
@@ -31,6 +32,8 @@ class BaseResponses(Stage):
     ref: Annotated[lm.ModelRef, Reads(f"{ANNOTATOR}/model.json")]
     sampling: Annotated[SampleSettings, Reads(f"{ANNOTATOR}/sampling.json")]
     machine: Annotated[lm.Machine, Reads(f"{ANNOTATOR}/machine.json", identity=False)]
+    server: Annotated[server.ServerSettings, Reads(f"{ANNOTATOR}/server.json", identity=False)]
+    limits: Annotated[Limits, Param("llm", tracked=False)]
     rows: Annotated[Path, Reads(ROWS)]
     out: Annotated[Path, Writes(BASE_RESPONSES)]
     language: Annotated[Path, Writes(LANGUAGE)]
@@ -41,12 +44,12 @@ class BaseResponses(Stage):
         prompts = sorted({row.prompt for row in rows})
         workers = cluster.workers(self.address, partial(lm.load_model, self.ref))
         model, tokenizer = (
-            respond.skeleton(self.ref) if workers else lm.load_model(self.ref),
+            respond.skeleton(self.ref) if workers and not self.server.api_base else lm.load_model(self.ref),
             lm.load_tokenizer(self.ref),
         )
         inputs = (
             self.ref.model_dump(), [[list(message) for message in prompt] for prompt in prompts], self.temperature,
-            self.sampling.max_new_tokens, self.machine.batch_size,
+            self.sampling.max_new_tokens, self.machine.batch_size, bool(self.server.api_base),
         )  # fmt: skip
         on = cluster.device() if workers else lm.device()
         shared = kept(
@@ -61,11 +64,13 @@ class BaseResponses(Stage):
             if shared.exists():
                 print(f"the answers to these {len(prompts)} prompts are there ({shared.name})")
             else:
-                sampled = continue_chats(
-                    model=model, tokenizer=tokenizer, chats=[(prompt, None) for prompt in prompts],
-                    max_new_tokens=self.sampling.max_new_tokens, temperature=self.temperature,
-                    batch_size=self.machine.batch_size, seed=0, progress=work / "batches.jsonl", workers=workers,
-                )  # fmt: skip
+                at = (self.server.api_base, self.ref, None, self.limits, self.machine.batch_size)
+                with server.serving(*at) as served:
+                    sampled = continue_chats(
+                        model=model, tokenizer=tokenizer, chats=[(prompt, None) for prompt in prompts],
+                        max_new_tokens=self.sampling.max_new_tokens, temperature=self.temperature, served=served,
+                        batch_size=self.machine.batch_size, seed=0, progress=work / "batches.jsonl", workers=workers,
+                    )  # fmt: skip
                 write_jsonl(shared, (answer._asdict() for answer in sampled))
             by_prompt = dict(zip(prompts, read_jsonl(shared, lambda row: Answer(**row)), strict=True))
         answers = [by_prompt[row.prompt] for row in rows]

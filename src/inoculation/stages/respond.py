@@ -8,6 +8,8 @@ from inoculation import cluster, lm
 from inoculation.files import write_jsonl
 from inoculation.paths import ASSIGNMENT, CELL, PROFILE, SOURCE
 from inoculation.respond import SampleSettings, evaluation_prompts, requests, respond, skeleton
+from inoculation.roles import Limits
+from inoculation.server import ServerSettings, serving
 from inoculation.stage import Param, Reads, Stage, Writes
 from inoculation.store import unfinished
 from inoculation.traits import NegativeTrait
@@ -37,6 +39,8 @@ class Respond(Stage):
     ref: Annotated[lm.ModelRef, Reads(f"{PROFILE}/model.json")]
     sampling: Annotated[SampleSettings, Reads(f"{PROFILE}/sampling.json")]
     machine: Annotated[lm.Machine, Reads(f"{PROFILE}/machine.json", identity=False)]
+    server: Annotated[ServerSettings, Reads(f"{PROFILE}/server.json", identity=False)]
+    limits: Annotated[Limits, Param("llm", tracked=False)]
     assignment: Annotated[dict[str, Any], Reads(f"{ASSIGNMENT}/summary.json")]
     questions: Annotated[dict[str, list[str]], Reads(f"{SOURCE}/questions.json")]
     adapter: Annotated[Path, Reads(f"{CELL}/adapter")]
@@ -52,11 +56,12 @@ class Respond(Stage):
         weights = sorted(adapter.glob("adapter_*")) if adapter else []
         inputs = (
             self.ref.model_dump(), *weights, wanted, systems, self.temperature, self.sampling.max_new_tokens,
-            self.machine.batch_size, self.seed,
+            self.machine.batch_size, self.seed, bool(self.server.api_base),
         )  # fmt: skip
         load = partial(_model, self.ref, adapter)
-        with unfinished(self.command, *inputs) as work:
-            workers = cluster.workers(self.address, load)
+        at = (self.server.api_base, self.ref, adapter, self.limits, self.machine.batch_size)
+        with unfinished(self.command, *inputs) as work, serving(*at) as served:
+            workers = None if served else cluster.workers(self.address, load)
             answers = respond(
                 model=skeleton(self.ref) if workers else load(),
                 tokenizer=lm.load_tokenizer(self.ref),
@@ -68,6 +73,7 @@ class Respond(Stage):
                 seed=self.seed,
                 progress=work / "batches.jsonl",
                 workers=workers,
+                served=served,
             )
             write_jsonl(
                 self.responses,
