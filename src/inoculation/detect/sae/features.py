@@ -71,9 +71,9 @@ def tokenise(
     tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], response: str, max_length: int, response_only: bool
 ) -> Sequence_:
     """The tokens of one chat under the default prompt, cut to `max_length`. An empty response is the turn's end alone."""
-    opened = chat_ids(tokenizer, prompt)
     ids = chat_ids(tokenizer, [*prompt, Message("assistant", response)])[:max_length]
-    return Sequence_(array("i", ids), min(len(opened), len(ids) - 1) if response_only else 0)
+    start = min(len(chat_ids(tokenizer, prompt)), len(ids) - 1) if response_only else 0
+    return Sequence_(array("i", ids), start)
 
 
 def pool(
