@@ -186,6 +186,28 @@ def test_a_store_that_cannot_be_written_is_said_at_once(read_only, monkeypatch):
     assert time.monotonic() - start < 5
 
 
+def test_checkouts_that_share_a_file_share_its_artifacts_and_its_locks(tmp_path, monkeypatch):
+    """Of either, whoever connected last: what one has logged stays where it is, and nothing lies in the other's `mlruns`."""
+    import mlflow
+
+    from inoculation import tracking
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    uris = []
+    for checkout in (one, two, one):
+        monkeypatch.setenv("DVC_ROOT", str(checkout))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{one}/mlruns/mlflow.db")
+        with tracking.run("e", "r") as run:
+            mlflow.log_text("hello", "a.txt")
+        uris.append(run.info.artifact_uri)
+        assert tracking.store_folder() == one / "mlruns"
+    assert [mlflow.artifacts.load_text(f"{uri}/a.txt") for uri in uris] == ["hello"] * 3
+    kept = mlflow.search_runs(experiment_names=["e"], output_format="list")
+    assert {run.info.artifact_uri for run in kept} == {*uris} and not [*two.iterdir()]
+
+
 def test_of_a_cell_that_two_processes_log_at_once_one_row_stays(tmp_path, monkeypatch):
     """Both look before either is done; whatever their clocks say, a later row replaces it."""
     import mlflow
