@@ -4,7 +4,7 @@ PORT ?= 5000
 SHELL := /bin/bash
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Images of containers set it: then every process compiles its libraries again, a third of the suite's time.
+# Images of containers set it: then every process compiles its libraries again (`dvc repro` of what is done: 7.8 s, else 4.0).
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: repro test soak soak-fuzz soak-ray soak-faults soak-queues ui lint lock smollm2
