@@ -33,8 +33,7 @@ def merge(base: dict[str, Any], over: dict[str, Any], free: bool = False) -> dic
     return base
 
 
-COMMAND = """\
-#!{python}
+WARM = """\
 import os, sys
 sys.path.insert(0, {tests!r})
 import warm
@@ -42,7 +41,7 @@ SCRIPT = {script!r}
 warm.run(os.environ.get("WARM", ""), SCRIPT)
 exec(SCRIPT)
 """
-"""`inoculation`: in a fork of a process that has the libraries (`warm`), or by itself where there is none."""
+"""A script in a fork of a process that has the libraries (`warm`), or by itself where there is none."""
 
 RECORDER = """\
 # `inoculation` that notes what it opens in its checkout and what it imports of the package.
@@ -64,6 +63,12 @@ atexit.register(note)
 from inoculation.cli import main
 main()
 """
+COMMANDS = {"inoculation": RECORDER, "dvc": "import sys\nfrom dvc.cli import main\nsys.exit(main())\n"}
+
+
+def warm(script: str) -> str:
+    """A script that has `script` run by the process that has the libraries, whose socket is `WARM` in the environment."""
+    return WARM.format(tests=str(Path(__file__).parent), script=script)
 
 
 @functools.cache
@@ -100,10 +105,11 @@ class Project:
                 )
             else:
                 shutil.copy(source, target)
-        recorder = folder.parent / "bin" / "inoculation"
-        recorder.parent.mkdir(parents=True, exist_ok=True)
-        recorder.write_text(COMMAND.format(python=sys.executable, tests=str(Path(__file__).parent), script=RECORDER))
-        recorder.chmod(0o755)
+        for name, script in COMMANDS.items():
+            command = folder.parent / "bin" / name
+            command.parent.mkdir(parents=True, exist_ok=True)
+            command.write_text(f"#!{sys.executable}\n{warm(script)}")
+            command.chmod(0o755)
         self.set(**TINY)
         self.run("git", "init", "--quiet", "--initial-branch", "main")
         self.commit("start")
@@ -213,6 +219,12 @@ def copied(project: Project, folder: Path) -> Project:
     shutil.copytree(project.folder, made.folder, symlinks=True)
     shutil.copytree(project.folder.parent / "bin", folder / "bin", dirs_exist_ok=True)
     return made
+
+
+@pytest.fixture(autouse=True)
+def no_store_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow leaves the address of the last store in the environment."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.fixture(scope="session")

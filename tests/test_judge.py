@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inoculation.embedding import embed
-from inoculation.judge import NOT_JUDGED
+from inoculation.judge import NOT_JUDGED, linear
 from inoculation.judge.coherence import (
     AS_GIVEN,
     COHERENCE,
@@ -39,8 +39,23 @@ def labelled(n: int) -> dict[str, list[Labelled]]:
     }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def each_text_is_embedded_once():
+    """By all fits of this module: they share most of their answers, and an embedding does not depend on its neighbours."""
+    known: dict[str, np.ndarray] = {}
+
+    def remembered(texts):
+        if new := [text for text in dict.fromkeys(texts) if text not in known]:
+            known.update(zip(new, embed(new), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "embed", remembered)
+        yield
+
+
 @pytest.fixture(scope="module")
-def fitted():
+def fitted(each_text_is_embedded_once):
     return fit(labelled(60), [], FitSettings(examples=60, held_out=0.25, accuracy=0.75, own_answers=0), 0)
 
 

@@ -390,6 +390,7 @@ def test_a_moved_checkout_keeps_its_artifacts(tmp_path, monkeypatch):
         mlflow.log_text("hello", "a.txt")
     shutil.move(old, new)
     monkeypatch.setenv("DVC_ROOT", str(new))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow's own doing; another process begins without it
     tracking.connect("e")
     found = mlflow.MlflowClient().get_run(run.info.run_id)
     assert mlflow.artifacts.load_text(f"{found.info.artifact_uri}/a.txt") == "hello"

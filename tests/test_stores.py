@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Project, copied
+from conftest import ROOT, Project, copied, warm, warm_socket
 from test_pipeline import CELL, EXPERIMENT
 
 from inoculation.files import InputError
@@ -155,9 +155,11 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     """A folder whose store is there and cannot be written; root ignores permissions, and gets a read-only mount."""
     folder = tmp_path / "checkout"
     code = "from inoculation import tracking\nwith tracking.run('e', 'r'): pass"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")} | {"DVC_ROOT": str(folder)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")} | {
+        "DVC_ROOT": str(folder), "PYTHONPATH": str(ROOT / "src"), "WARM": warm_socket(),
+    }  # fmt: skip
     folder.mkdir()
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", warm(code)], env=environment, check=True)
     database = folder / "mlruns/mlflow.db"
     if os.geteuid():
         database.chmod(0o444)
@@ -176,13 +178,34 @@ def test_a_store_that_cannot_be_written_is_said_at_once(read_only, monkeypatch):
     from inoculation import tracking
 
     monkeypatch.setenv("DVC_ROOT", str(read_only))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     start = time.monotonic()
     with pytest.raises(
         tracking.StoreError, match="mlflow.db: attempt to write a readonly database; what the stages made is kept"
     ):
         tracking.connect("e")
     assert time.monotonic() - start < 5
+
+
+def test_checkouts_that_share_a_file_share_its_artifacts_and_its_locks(tmp_path, monkeypatch):
+    """Of either, whoever connected last: what one has logged stays where it is, and nothing lies in the other's `mlruns`."""
+    import mlflow
+
+    from inoculation import tracking
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    uris = []
+    for checkout in (one, two, one):
+        monkeypatch.setenv("DVC_ROOT", str(checkout))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{one}/mlruns/mlflow.db")
+        with tracking.run("e", "r") as run:
+            mlflow.log_text("hello", "a.txt")
+        uris.append(run.info.artifact_uri)
+        assert tracking.store_folder() == one / "mlruns"
+    assert [mlflow.artifacts.load_text(f"{uri}/a.txt") for uri in uris] == ["hello"] * 3
+    kept = mlflow.search_runs(experiment_names=["e"], output_format="list")
+    assert {run.info.artifact_uri for run in kept} == {*uris} and not [*two.iterdir()]
 
 
 def test_of_a_cell_that_two_processes_log_at_once_one_row_stays(tmp_path, monkeypatch):
@@ -192,14 +215,16 @@ def test_of_a_cell_that_two_processes_log_at_once_one_row_stays(tmp_path, monkey
     from inoculation import rows, tracking
 
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     code = (
         "import sys, time\nfrom inoculation import rows, tracking\ntracking.connect('e')\n"
         "with rows.new_row('a', {}, {'group': 'base'}, 'cell'):\n"
         "    print('open', flush=True)\n    sys.stdin.read()\n"
     )
     tracking.connect("e")
-    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "WARM": warm_socket()}
+    other = subprocess.Popen(
+        [sys.executable, "-c", warm(code)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert other.stdout.readline() == "open\n"
     with rows.new_row("a", {}, {"group": "base"}, "cell"):
         before = rows.find("cell")
@@ -221,7 +246,6 @@ def test_a_clock_that_is_put_right_buries_no_living_run(tmp_path, monkeypatch):
     from inoculation import tracking
 
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with tracking.run("e", "r") as run:
         booted = psutil.boot_time()  # the kernel moves it with the clock, and psutil adds it to when processes started
         monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted - 3600)

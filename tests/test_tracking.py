@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, warm, warm_socket
 
 from inoculation.store import digest, main_checkout
 from inoculation.tracking import flatten
@@ -29,7 +29,8 @@ SWEEP = "from inoculation import tracking; tracking.connect('e')"
 
 @pytest.fixture
 def environment(tmp_path) -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")} | {"DVC_ROOT": str(tmp_path)}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
+    return kept | {"DVC_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT / "src"), "WARM": warm_socket()}
 
 
 def statuses(folder: Path) -> list[str]:
@@ -40,7 +41,7 @@ def statuses(folder: Path) -> list[str]:
 
 
 def start(environment) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", RUN], env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", warm(RUN)], env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -57,14 +58,14 @@ def test_a_killed_run_is_failed_by_the_next_stage_and_a_living_one_is_not(tmp_pa
     dead, alive = start(environment), start(environment)
     dead.kill()
     dead.wait()
-    subprocess.run([sys.executable, "-c", SWEEP], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", warm(SWEEP)], env=environment, check=True)
     assert sorted(statuses(tmp_path)) == ["FAILED", "RUNNING"]
     alive.kill()
     alive.wait()
 
 
 def test_many_processes_may_be_the_first(tmp_path, environment):
-    processes = [subprocess.Popen([sys.executable, "-c", SWEEP], env=environment) for _ in range(4)]
+    processes = [subprocess.Popen([sys.executable, "-c", warm(SWEEP)], env=environment) for _ in range(4)]
     assert [process.wait(120) for process in processes] == [0] * 4
 
 

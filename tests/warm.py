@@ -24,7 +24,10 @@ LIBRARIES = (
     "torch", "transformers.models.auto.modeling_auto", "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.bert.modeling_bert", "transformers.generation.utils", "transformers.trainer", "datasets", "peft",
     "trl.trainer.sft_trainer", "sklearn.linear_model", "sklearn.mixture", "scipy.stats", "scipy.sparse", "pandas", "mlflow",
-    "mlflow.data.pandas_dataset", "matplotlib.pyplot", "sae_lens", "jinja2", "pydantic", "evaluate",
+    "mlflow.data.pandas_dataset", "matplotlib.pyplot", "sae_lens", "jinja2", "pydantic", "evaluate", "dvc.cli.parser",
+    "dvc.stage.run", "dvc.utils.hydra", "dvc.repo.experiments.queue.tasks", "dvc.repo.experiments.executor.local", "pygit2",
+    "dulwich.porcelain", "networkx", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store",
+    "rapidfuzz.process",
 )  # fmt: skip
 
 

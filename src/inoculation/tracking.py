@@ -58,6 +58,12 @@ def store_uri() -> str:
     return given
 
 
+def store_folder() -> Path:
+    """Where the store's locks are, and an SQLite store's artifacts: beside its file, so that checkouts that share it share them."""
+    uri = store_uri()
+    return Path(uri.removeprefix(SQLITE)).parent if uri.startswith(SQLITE) else main_checkout() / "mlruns"
+
+
 def existing_store() -> "MlflowClient | None":
     """A client of the store, where there is one already: looking makes none."""
     uri = store_uri()
@@ -82,8 +88,8 @@ def connect(experiment: str) -> None:
     import mlflow
     from filelock import FileLock
 
-    uri, root = store_uri(), main_checkout() / "mlruns"
-    root.mkdir(exist_ok=True)
+    uri, root = store_uri(), store_folder()
+    root.mkdir(parents=True, exist_ok=True)
     with of_the_store(), FileLock(root / ".lock"):
         mlflow.set_tracking_uri(uri)
         if uri.startswith(SQLITE):
@@ -131,7 +137,8 @@ def _follow_a_moved_checkout(path: Path, artifacts: Path) -> None:
     import sqlite3
     from contextlib import closing
 
-    here, marker = artifacts.as_uri(), "/mlruns/artifacts"
+    here = artifacts.as_uri()
+    marker = "/" + "/".join(here.split("/")[-2:])  # /mlruns/artifacts
     columns = (("experiments", "artifact_location"), ("runs", "artifact_uri"))
     with closing(sqlite3.connect(path)) as database, database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

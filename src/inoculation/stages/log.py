@@ -2,12 +2,15 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from inoculation.files import read_json, read_jsonl
 from inoculation.paths import ASSIGNMENT, CELL, experiment, mixture_name
 from inoculation.stage import Param, Reads, Stage
 from inoculation.store import digest
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 
 class Log(Stage):
@@ -124,23 +127,30 @@ class Log(Stage):
     def _draw(self) -> None:
         """The study's figure over all rows so far, in figures/ and on the experiment's newest row; its page's text.
 
-        One process at a time: whoever draws last has seen every row.
+        One process at a time, of those that share a folder; other machines log meanwhile. Whoever draws last has seen every row:
+        one that came while this drew is drawn too.
         """
         from filelock import FileLock
 
-        from inoculation.store import main_checkout
+        from inoculation import plan, rows
+        from inoculation.tracking import store_folder
 
-        with FileLock(main_checkout() / "mlruns" / ".drawing.lock"):
-            self._draw_alone()
+        def alike(group: str) -> dict[str, Any] | None:
+            return plan.identity_of(self.raw, group)
 
-    def _draw_alone(self) -> None:
+        drawn: set[str] = set()
+        with FileLock(store_folder() / ".drawing.lock"):
+            while (found := {row.info.run_id: row for row in rows.siblings(alike)}).keys() != drawn:
+                self._draw_alone(list(found.values()))
+                drawn = set(found)
+
+    def _draw_alone(self, found: "list[Run]") -> None:
         import mlflow
 
         from inoculation import effects, plan, rows
         from inoculation.figure import draw
         from inoculation.store import main_checkout
 
-        found = rows.siblings(lambda group: plan.identity_of(self.raw, group))
         drawing = f"figures/{experiment(self.raw)}.png"
         cells = [rows.counted(run) for run in found]
         traits, evaluate, judge = plan.traits(self.raw), self.raw["evaluate"], plan.judge_name(self.raw)
