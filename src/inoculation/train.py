@@ -155,6 +155,8 @@ def train(
     if on_gpu:
         gc.collect()
         torch.cuda.empty_cache()
+    elif settings.bf16:
+        model.set_attn_implementation(lm.training_attention(max(lengths)))
     free = min(gather_object([torch.cuda.mem_get_info()[0]])) if on_gpu else None
     plain = on_gpu and not ref.load_in_4bit  # neither graphs nor compiling were tried on bitsandbytes' layers
     config, rank, itemsize = (

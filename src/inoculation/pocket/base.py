@@ -136,7 +136,8 @@ def build_base(
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             **family,
-        )
+        ),
+        attn_implementation=lm.training_attention(max(len(row.input_ids) for row in encoded)),
     )
     on_gpu = torch.cuda.is_available()
 
@@ -144,7 +145,8 @@ def build_base(
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            return loss_at_labels(model, inputs)
+            with self.accelerator.autocast():  # which is around the model's own forward pass alone
+                return loss_at_labels(model, inputs)
 
     trainer = AtLabels(
         model=model,
