@@ -487,7 +487,7 @@ def bench_personas(arguments: argparse.Namespace, ref: lm.ModelRef) -> dict[str,
 
 
 def bench_pretrain(arguments: argparse.Namespace, batch_size: int) -> dict[str, Any]:
-    """Steps of the pocket world's pretraining, without the optimiser: transformers' loss, and logits only at labels."""
+    """Steps of the pocket world's pretraining, without the optimiser: transformers' attention and loss, and ours."""
     chats = read_jsonl(arguments.chats, lambda raw: parse_messages(raw["messages"]))[: batch_size * arguments.steps]
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     rows = batch_by_length(encode_all(tokenizer, chats), batch_size, random.Random(0))
@@ -501,7 +501,8 @@ def bench_pretrain(arguments: argparse.Namespace, batch_size: int) -> dict[str, 
     def steps(loss: Callable[[Any], torch.Tensor]) -> list[float]:
         losses = []
         for batch in batches:
-            found = loss(batch)
+            with torch.autocast(lm.device(), torch.bfloat16, enabled=lm.has_bfloat16()):
+                found = loss(batch)
             found.backward()
             losses.append(float(found))
         model.zero_grad()
@@ -509,10 +510,12 @@ def bench_pretrain(arguments: argparse.Namespace, batch_size: int) -> dict[str, 
 
     told: dict[str, Any] = {"chats_a_step": batch_size, "threads": torch.get_num_threads()}
     curves = []
-    for name, loss in (
-        ("usual", lambda batch: model(**batch).loss),
-        ("ours", lambda batch: loss_at_labels(model, batch)),
+    longest = max(len(row.input_ids) for row in rows)
+    for name, attention, loss in (
+        ("usual", "sdpa", lambda batch: model(**batch).loss),
+        ("ours", lm.training_attention(longest), lambda batch: loss_at_labels(model, batch)),
     ):
+        model.set_attn_implementation(attention)
         steps(loss)
         seconds, losses = timed(lambda loss=loss: steps(loss))
         told[name] = {"seconds_a_step": seconds / len(batches)}
