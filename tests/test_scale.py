@@ -150,9 +150,11 @@ def test_two_processes_train_what_one_trains_and_what_they_leave_is_continued(re
     half = tmp_path / "two-work/checkpoint-17"  # what a kill leaves of a checkpoint that is being written
     half.mkdir()
     (half / "adapter_model.safetensors").write_bytes(b"half")
-    continued, cost = run(1, "two", lambda *_: None)
-    assert cost.resumed_from in (5, 10) and continued.steps == single.steps == 18
-    assert relative_distance(tmp_path / "one", tmp_path / "two") < 1e-3
+    shutil.copytree(tmp_path / "two-work", tmp_path / "again-work")
+    for name, processes in (("two", 1), ("again", 2)):
+        continued, cost = run(processes, name, lambda *_: None)
+        assert cost.resumed_from in (5, 10) and continued.steps == single.steps == 18
+        assert relative_distance(tmp_path / "one", tmp_path / name) < 1e-3
 
 
 @pytest.mark.skipif("SOAK" not in os.environ, reason="half a minute: make soak-ray")

@@ -217,6 +217,7 @@ def test_keys_for_openai_are_not_for_this_server(server, ref, adapter, tmp_path,
     monkeypatch.setenv("VLLM_API_KEY", server.key)
     for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
         monkeypatch.setenv(f"OPENAI_{name}", "sk-openai")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer sk-openai\nX-Own: sk-openai")
     answers(server, ref, adapter, tmp_path / "there")
     assert len(server.headers) > 20 and not [told for told in server.headers if "sk-openai" in told]
 
@@ -312,6 +313,11 @@ def test_addresses_are_checked_with_all_else(tmp_path, server, monkeypatch):
             for path in step.paths(raw, Writes):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
+    pinned = tmp_path / "data/profiles/pocket/server.json"
+    pinned.parent.mkdir(parents=True)
+    pinned.write_text(json.dumps({"api_base": "http://another:1/v1"}))
+    assert [problem for problem in plan.missing(raw) if "api_base" in problem], "another sampled it"
+    pinned.write_text(json.dumps({"api_base": server.url}))
     assert not [problem for problem in plan.missing(raw) if "api_base" in problem], "what is sampled needs no server"
     shutil.rmtree("data")
     server.names = [raw["profiles"]["pocket"]["model"]]

@@ -28,7 +28,7 @@ from inoculation import lm
 from inoculation.attention import sees_all
 from inoculation.chat import Message, chat_ids
 from inoculation.decode import decoding
-from inoculation.epoch import Order, dealt
+from inoculation.epoch import Order, dealt, sampler
 from inoculation.files import InputError
 from inoculation.graphed import longest_filling, sizes
 from inoculation.groups import assign
@@ -266,6 +266,12 @@ def test_graphs_that_fit_fit_with_more_memory_too_and_as_fewer_or_shorter_ones(r
             assert fits_as_graphs(CONFIG, row // 2, 1, 32, 2, fused, gib * GIB)
 
 
+def test_graphs_are_planned_as_they_were_measured():
+    """16 chats of 282 tokens at Qwen2.5-7B's shape took 41 GiB on a GPU, 15 of them weights (docs/performance.md)."""
+    assert [fits_as_graphs(CONFIG, 6400, 5, 32, 2, True, gib * GIB) for gib in (20, 65)] == [False, True]
+    assert not fits_as_graphs(CONFIG, 6400, 5, 32, 2, False, 40 * GIB), "blocks that are not compiled keep more"
+
+
 def test_a_chat_that_does_not_fit_is_an_error_that_says_what_would():
     with pytest.raises(
         InputError, match=r"training does not fit: 2048 tokens, .* 2\.0 GiB are free; valid: a smaller max_length"
@@ -312,6 +318,27 @@ def test_graphs_have_room_for_every_row_and_no_other_lengths_fill_less(rows, mos
     shorter = [some for count in range(most) for some in itertools.combinations(possible[:-1], count)]
     assert filled(lengths) == min(filled([*some, possible[-1]]) for some in shorter)
     assert longest_filling(rows, lengths) == max(min(n for n in lengths if n >= row) - row for row in rows)
+
+
+@given(st.lists(st.integers(2, 2000), min_size=1, max_size=70), st.sampled_from([1, 2, 4, 8]))
+def test_what_fills_the_last_step_is_in_it_once_and_an_epoch_can_be_begun_with(lengths, at_once):
+    filling = -len(lengths) % 16
+    order = Order([*lengths, *[2] * filling], filling, 3, 16, at_once, False)
+    epochs = [order.of(epoch) for epoch in range(3)]
+    for chats in epochs:
+        assert sorted(chats) == list(range(len(lengths) + filling))
+        assert set(range(len(lengths), len(chats))) <= set(chats[-16:])
+    begun = sampler(order, 1)
+    assert [list(begun), list(begun)] == epochs[1:]
+
+
+def test_a_cpu_attends_eagerly_where_that_keeps_little(monkeypatch):
+    monkeypatch.setattr(lm, "device", lambda: "cpu")
+    monkeypatch.setattr(lm, "has_bfloat16", lambda: True)
+    assert lm.trains_eagerly(CONFIG, 500, 1) and not lm.trains_eagerly(CONFIG, 2000, 1)
+    assert not lm.trains_eagerly(CONFIG, 500, 16)
+    monkeypatch.setattr(lm, "has_bfloat16", lambda: False)
+    assert not lm.trains_eagerly(CONFIG, 500, 1)
 
 
 @given(st.lists(st.integers(2, 2000), min_size=1, max_size=70), st.sampled_from([1, 2, 4, 8, 16]), st.booleans())

@@ -37,7 +37,7 @@ class VllmServer:
     key: str = ""
     latency: float = 0.0
     script: list[str] = field(default_factory=list)
-    """What becomes of the next completions, in order: "ok", a status, "hang", "reset"; the last of "for ever" stays."""
+    """What becomes of the next completions, in order: "ok", a status, "hang", "reset"; then "ok"."""
     url: str = ""
     names: list[str] = field(default_factory=list)
     """Of the base."""
@@ -73,6 +73,8 @@ class VllmServer:
         return self._unlike(request) or web.json_response({"object": "list", "data": base + own})
 
     async def load(self, request: web.Request) -> web.Response:
+        if refused := self._unlike(request):
+            return refused
         body = await request.json()
         name, path = body["lora_name"], Path(body["lora_path"])
         if not (path / "adapter_config.json").is_file():
@@ -93,6 +95,8 @@ class VllmServer:
         return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
     async def unload(self, request: web.Request) -> web.Response:
+        if refused := self._unlike(request):
+            return refused
         name = (await request.json())["lora_name"]
         if self.adapters.pop(name, None) is None:
             return failure(404, f"The lora adapter '{name}' cannot be found.")

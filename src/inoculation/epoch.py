@@ -73,12 +73,16 @@ class Order(NamedTuple):
         ]
 
 
-def sampler(order: Order) -> "Sampler[int]":
-    """An order as torch takes it, an epoch after the other."""
+def sampler(order: Order, first: int) -> "Sampler[int]":
+    """An order as torch takes it, an epoch after the other.
+
+    Args:
+        first: epoch, counted from 0. Of a training that is continued in several processes nobody is told.
+    """
     from torch.utils.data import Sampler
 
     class Ordered(Sampler[int]):
-        epoch = 0
+        epoch = first
 
         def set_epoch(self, epoch: int) -> None:
             self.epoch = epoch

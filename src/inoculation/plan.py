@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inoculation import timings
 from inoculation.files import InputError, read_json
-from inoculation.paths import ROWS, mixture_name
+from inoculation.paths import PROFILE, ROWS, mixture_name
 from inoculation.registry import STAGES, load
 from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes, lookup, resolve
@@ -195,18 +195,29 @@ def _missing_artefacts(profile: Mapping[str, Any], steps: list[Step]) -> Iterato
 
 
 def _missing_servers(raw: Mapping[str, Any], steps: list[Step]) -> Iterator[str]:
-    """Servers that are to sample answers which are not there, and cannot be reached or serve another model."""
+    """Servers that are to sample answers, because none are there or another sampled them, and cannot be reached or serve another
+    model."""
     from inoculation.profile import named
     from inoculation.server import unserved
 
     sampling = {"respond": raw["profile"], "base-responses": raw["annotator"]}
     wanted = [step for step in steps if step.stage.command in sampling]
-    left = [step for step in wanted if not all(path.exists() for path in step.paths(raw, Writes))]
+    left = [
+        step
+        for step in wanted
+        if not all(path.exists() for path in step.paths(raw, Writes)) or _moved(raw, sampling[step.stage.command])
+    ]
     for name in dict.fromkeys(sampling[step.stage.command] for step in left):
         profile = raw["profiles"][name]
         model = Path(profile["model"])
         if problem := unserved(profile["api_base"], named(model).get("model", str(model))):
             yield f"profiles.{name}.api_base: {problem}"
+
+
+def _moved(raw: Mapping[str, Any], name: str) -> bool:
+    """Whether a profile has another server than it was pinned with."""
+    pinned = Path(resolve(PROFILE, {"profile": name})) / "server.json"
+    return not pinned.exists() or read_json(pinned)["api_base"] != raw["profiles"][name]["api_base"]
 
 
 def _missing_llms(raw: Mapping[str, Any]) -> Iterator[str]:

@@ -116,6 +116,17 @@ class Told(NamedTuple):
     """Of the answer's tokens, in nats."""
 
 
+@contextmanager
+def _not_in_environment(name: str) -> Iterator[None]:
+    """A variable of the environment is not there until the block ends."""
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
+
+
 class Served:
     """A profile's model at a server, under an adapter or not."""
 
@@ -132,14 +143,15 @@ class Served:
         from openai import AsyncOpenAI
 
         self.api_base, self.ref, self.at_once = api_base, ref, at_once
-        self._client = AsyncOpenAI(
-            base_url=api_base,
-            api_key=os.environ.get(KEY) or "none",
-            organization="",  # else the environment's, which are OpenAI's
-            project="",
-            timeout=limits.timeout,
-            max_retries=limits.attempts - 1,
-        )
+        with _not_in_environment("OPENAI_CUSTOM_HEADERS"):
+            self._client = AsyncOpenAI(
+                base_url=api_base,
+                api_key=os.environ.get(KEY) or "none",
+                organization="",  # else the environment's, which are OpenAI's
+                project="",
+                timeout=limits.timeout,
+                max_retries=limits.attempts - 1,
+            )
         self._runner = asyncio.Runner()
         try:
             self._card = self._own_card()
@@ -159,7 +171,7 @@ class Served:
             self._runner.run(self._client.close())
 
     def _own_card(self) -> Card:
-        cards = self._read(Cards, self._run(self._client.with_options(max_retries=0).get("/models", cast_to=str))).data
+        cards = self._read(Cards, self._run(self._client.get("/models", cast_to=str, options={"max_retries": 0}))).data
         bases, wanted = [card for card in cards if card.parent is None], self.ref.model
         for card in bases:
             if wanted in (card.id, card.root) or str(Path(wanted).resolve()) == card.root:
@@ -220,7 +232,7 @@ class Served:
 
     async def _once(self, path: str, body: dict[str, Any]) -> str:
         """The answer to one try: vLLM says with a 500 that an adapter cannot be loaded."""
-        return await self._client.with_options(max_retries=0).post(path, body=body, cast_to=str)
+        return await self._client.post(path, body=body, cast_to=str, options={"max_retries": 0})
 
     async def _complete(self, bodies: Sequence[dict[str, Any]]) -> list[str]:
         """The answers to all of them. What fails is tried again by the client; what still fails ends the others."""

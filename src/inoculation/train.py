@@ -102,8 +102,9 @@ def train(
 
     As many chats at once as fit (`memory.together`), on a GPU behind one another in one row, so that nothing is padded (with the
     mask that a CPU needs for this, SmolLM2 trains a sixth slower than padded). A step's loss is the
-    mean over its response tokens, however it is cut; on a GPU logits are computed for these alone (TRL), a small model
-    in half precision runs as CUDA graphs, and another's blocks are compiled.
+    mean over its response tokens, however it is cut; on a GPU logits are computed for these alone (TRL), a model in half
+    precision whose whole step fits at once runs as CUDA graphs, and blocks are compiled above 1 B parameters, and where there
+    are no graphs.
 
     Under `launch` the processes share each step's chats: the steps, and their loss, are those of one process.
 
@@ -155,8 +156,6 @@ def train(
     if on_gpu:
         gc.collect()
         torch.cuda.empty_cache()
-    elif settings.bf16:
-        model.set_attn_implementation(lm.training_attention(max(lengths)))
     free = min(gather_object([torch.cuda.mem_get_info()[0]])) if on_gpu else None
     plain = on_gpu and not ref.load_in_4bit  # neither graphs nor compiling were tried on bitsandbytes' layers
     config, rank, itemsize = (
@@ -165,23 +164,30 @@ def train(
         2 if settings.bf16 else 4,
     )
     step = together(config, lengths, own, rank, itemsize, free)
+    if settings.bf16 and lm.trains_eagerly(config, max(lengths), step.chats):
+        model.set_attn_implementation("eager")
     rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in encoded]
     # What fills the last step of several processes: nothing is learned of it.
     filling = -len(rows) % settings.batch_size if processes.num_processes > 1 else 0
     rows += [{"input_ids": rows[0]["input_ids"][:2], "labels": [IGNORED] * 2}] * filling
     order = Order([len(row["input_ids"]) for row in rows], filling, seed, settings.batch_size, step.chats, not on_gpu)
-    packed = order.rows(math.ceil(settings.epochs))
-    graphs, compiled = sizes(packed), model.num_parameters() >= SMALL
+    packed, compiled = order.rows(math.ceil(settings.epochs)), model.num_parameters() >= SMALL
+    graphs = sizes(packed)
     # A graph leaves gradients where its next run writes them, so that a whole step has to be one row.
-    replayed = plain and settings.bf16 and step.chats == own and not step.checkpointing
-    replayed = replayed and fits_as_graphs(config, graphs[-1], len(graphs), rank, itemsize, compiled, free or 0)
-    replayed = use_packed(model, max(max(lengths), longest_filling(packed, graphs) if replayed else 0)) and replayed
+    fit = (
+        plain
+        and settings.bf16
+        and step.chats == own
+        and not step.checkpointing
+        and fits_as_graphs(config, graphs[-1], len(graphs), rank, itemsize, compiled, free or 0)
+    )
+    replayed = use_packed(model, max(max(lengths), longest_filling(packed, graphs) if fit else 0)) and fit
     many = f" in {processes.num_processes} processes" if processes.num_processes > 1 else ""
     print(f"{len(encoded)} chats, {settings.batch_size} a step{many}, {step.chats} at once: {step.reason}")
 
     class Trainer(SFTTrainer):
         def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler[int]:
-            return sampler(order)
+            return sampler(order, resumed_from // math.ceil(len(rows) / settings.batch_size))
 
     trainer = Trainer(
         model=model,

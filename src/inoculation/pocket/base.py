@@ -121,24 +121,23 @@ def build_base(
     set_seed(seed)
     head = params.hidden_size // params.heads
     family = {"gemma3_text": {"head_dim": head, "query_pre_attn_scalar": head}}.get(params.family, {})
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(
-            params.family,
-            vocab_size=len(tokenizer),
-            hidden_size=params.hidden_size,
-            num_hidden_layers=params.layers,
-            num_attention_heads=params.heads,
-            num_key_value_heads=params.kv_heads,
-            intermediate_size=params.mlp_size,
-            max_position_embeddings=MAX_LENGTH,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **family,
-        ),
-        attn_implementation=lm.training_attention(max(len(row.input_ids) for row in encoded)),
+    config = AutoConfig.for_model(
+        params.family,
+        vocab_size=len(tokenizer),
+        hidden_size=params.hidden_size,
+        num_hidden_layers=params.layers,
+        num_attention_heads=params.heads,
+        num_key_value_heads=params.kv_heads,
+        intermediate_size=params.mlp_size,
+        max_position_embeddings=MAX_LENGTH,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **family,
     )
+    eagerly = lm.trains_eagerly(config, max(len(row.input_ids) for row in encoded), params.batch_size)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if eagerly else "sdpa")
     on_gpu = torch.cuda.is_available()
 
     class AtLabels(Trainer):
