@@ -138,7 +138,8 @@ def mean_states(
     from tqdm import tqdm
 
     bodies = [shortened(body, max_length) for body in bodies_under(tokenizer, rows, None, max_length)]
-    means: list[np.ndarray] = [np.empty(0)] * len(rows)
+    # One array: small ones that stay between large ones that go would keep the memory of all.
+    means = np.empty((len(rows), decoder.config.get_text_config().hidden_size), np.float32)
     with tqdm(total=len(rows), desc="hidden states", unit="response") as bar, torch.inference_mode():
         for batch in token_batches([len(body.ids) for body in bodies], token_budget):
             states = residuals(decoder, [bodies[i].ids for i in batch], tokenizer.pad_token_id)
@@ -146,7 +147,7 @@ def mean_states(
                 own = states[place, bodies[i].start : len(bodies[i].ids)].float()
                 means[i] = own.mean(0).cpu().numpy()
             bar.update(len(batch))
-    return np.stack(means)
+    return means
 
 
 def write_readings(path: Path, found: Readings | None) -> None:
