@@ -215,9 +215,9 @@ def _missing_servers(raw: Mapping[str, Any], steps: list[Step]) -> Iterator[str]
 
 
 def _moved(raw: Mapping[str, Any], name: str) -> bool:
-    """Whether a profile has another server than it was pinned with."""
-    pinned = Path(resolve(PROFILE, {"profile": name})) / "server.json"
-    return not pinned.exists() or read_json(pinned)["api_base"] != raw["profiles"][name]["api_base"]
+    """Whether a profile has a server, and another one than it was pinned with."""
+    address, pinned = raw["profiles"][name]["api_base"], Path(resolve(PROFILE, {"profile": name})) / "server.json"
+    return bool(address) and (not pinned.exists() or read_json(pinned)["api_base"] != address)
 
 
 def _missing_llms(raw: Mapping[str, Any]) -> Iterator[str]:
