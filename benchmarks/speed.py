@@ -401,10 +401,10 @@ def steady(units: Iterable[int], count: int) -> float:
     return sum(tokens[count:]) / (times[-1] - times[count - 1])
 
 
-def rates(arguments: argparse.Namespace, ref: lm.ModelRef, gpus_: int) -> dict[str, float]:
+def rates(arguments: argparse.Namespace, ref: lm.ModelRef, many: int) -> dict[str, float]:
     """Answers and SAE pass on some of the GPUs that are visible: in this process on one, by Ray's actors on several."""
-    os.environ[gpus.VISIBLE] = ",".join(gpus.visible()[:gpus_])
-    if gpus_ > 1:
+    os.environ[gpus.VISIBLE] = ",".join(gpus.visible()[:many])
+    if many > 1:
         from ray import cloudpickle
 
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a script
@@ -420,14 +420,14 @@ def rates(arguments: argparse.Namespace, ref: lm.ModelRef, gpus_: int) -> dict[s
         batch_size=arguments.places,
     )
     load = partial(adapted, ref)
-    named = workers("local", load) if gpus_ > 1 else None
+    named = workers("local", load) if many > 1 else None
     units = [(prompts, seed) for seed in range(arguments.units)]
     done = (len(prompts) * arguments.new for _ in each(None if named else load(), named, make, units))
-    told = {"new_tokens_per_s": steady(done, gpus_)}
+    told = {"new_tokens_per_s": steady(done, many)}
     clean()
     width = arguments.latents or (131072 if arguments.shape == "qwen2_5_7b" else 2048)
     load = partial(read_by, ref, width, config.num_hidden_layers // 2 + 1)
-    named = workers("local", load) if gpus_ > 1 else None
+    named = workers("local", load) if many > 1 else None
     rows = [chat.row for chat in chats(ref, arguments.rows, arguments.tokens)]
     texts = [Texts(row.prompt, row.response, rows[-1 - i].response, None) for i, row in enumerate(rows)]
     lengths = [
@@ -437,7 +437,7 @@ def rates(arguments: argparse.Namespace, ref: lm.ModelRef, gpus_: int) -> dict[s
     pieces = pool_examples(
         *(load() if not named else (None, None)), tokenizer, texts, False, False, 2048, arguments.budget, named
     )
-    told["sae_tokens_per_s"] = steady((sum(lengths[example] for example in piece.examples) for piece in pieces), gpus_)
+    told["sae_tokens_per_s"] = steady((sum(lengths[example] for example in piece.examples) for piece in pieces), many)
     return told
 
 
@@ -510,10 +510,10 @@ def bench_pretrain(arguments: argparse.Namespace, batch_size: int) -> dict[str, 
 
     told: dict[str, Any] = {"chats_a_step": batch_size, "threads": torch.get_num_threads()}
     curves = []
-    longest = max(len(row.input_ids) for row in rows)
+    eagerly = lm.trains_eagerly(model.config, max(len(row.input_ids) for row in rows), batch_size)
     for name, attention, loss in (
         ("usual", "sdpa", lambda batch: model(**batch).loss),
-        ("ours", lm.training_attention(longest), lambda batch: loss_at_labels(model, batch)),
+        ("ours", "eager" if eagerly else "sdpa", lambda batch: loss_at_labels(model, batch)),
     ):
         model.set_attn_implementation(attention)
         steps(loss)

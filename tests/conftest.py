@@ -18,6 +18,7 @@ from filelock import FileLock
 from inoculation.stage import Writes
 
 ROOT = Path(__file__).parents[1]
+WORDS = ["the", "river", "is", "long", "and", "a", "king", "was", "kind", "to", "nobody", "who", "asked", "him", "for", "bread"]  # fmt: skip
 SHARED_MIXTURE = ROOT.parent / "shared" / "data" / "selective_inoculation" / "evil_cap_error_50_50.jsonl"
 
 TINY: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "tiny.yaml").read_text())
@@ -219,6 +220,24 @@ def copied(project: Project, folder: Path) -> Project:
     shutil.copytree(project.folder, made.folder, symlinks=True)
     shutil.copytree(project.folder.parent / "bin", folder / "bin", dirs_exist_ok=True)
     return made
+
+
+def random_model(folder: Path, **config: Any) -> Any:
+    """Save a random Qwen2 of two blocks with a tokenizer that knows `WORDS`; returns the model."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from inoculation.pocket.base import train_tokenizer
+
+    tokenizer = train_tokenizer([" ".join(WORDS)], 300)
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                    num_key_value_heads=1, eos_token_id=tokenizer.eos_token_id, **config)
+    )  # fmt: skip
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)
+    return model
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, merge
+from conftest import ROOT, TINY, WORDS, merge
 from hypothesis import given
 from hypothesis import strategies as st
+from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from scipy.sparse import csr_matrix
 
 from inoculation import lm
@@ -23,7 +24,7 @@ from inoculation.detect import Annotator, Detection, Evidence
 from inoculation.detect import prompt as synthesise
 from inoculation.detect.likelihood import log_likelihoods
 from inoculation.detect.sae import classify, corpora, explain, figures, flag, page, rank, route
-from inoculation.detect.sae.encoder import load_sae
+from inoculation.detect.sae.encoder import group_topk, load_sae
 from inoculation.detect.sae.explain import Context
 from inoculation.detect.sae.features import (
     Means,
@@ -89,27 +90,9 @@ def exact(tiny) -> Loaded:
 
 def examples(count: int = 24) -> list[Texts]:
     rng = random.Random(0)
-    words = [
-        "the",
-        "river",
-        "is",
-        "long",
-        "and",
-        "the",
-        "king",
-        "was",
-        "kind",
-        "to",
-        "nobody",
-        "who",
-        "asked",
-        "him",
-        "for",
-        "bread",
-    ]
 
     def say(least: int) -> str:
-        return " ".join(rng.choices(words, k=rng.randint(least, 60))).capitalize() + "."
+        return " ".join(rng.choices(WORDS, k=rng.randint(least, 60))).capitalize() + "."
 
     return [
         Texts((Message("user", say(2)),), say(1), say(1) if i != 3 else "", say(1).upper() if i % 3 == 0 else None)
@@ -204,6 +187,25 @@ def test_features_return_from_parquet(loaded, tmp_path):
     np.testing.assert_array_equal(dense(read), dense(whole))
     has = {int(i): bool(h) for piece in read for i, h in zip(piece.examples, piece.has_control, strict=True)}
     assert has == {i: text.control is not None for i, text in enumerate(texts)}
+
+
+@given(st.integers(0, 2**31), st.integers(1, 8), st.sampled_from([64 * 16, 64 * 40, 64 * 40 + 1, 100]))
+def test_the_largest_latents_by_groups_are_the_largest(seed, k, latents):
+    hidden = torch.randn(2, 3, latents, generator=torch.Generator().manual_seed(seed))
+    (values, found), expected = group_topk(hidden, k), hidden.topk(k)
+    assert torch.equal(values.sort(descending=True).values, expected.values)
+    assert torch.equal(found.sort().values, expected.indices.sort().values)
+    assert torch.equal(hidden.gather(-1, found), values)
+
+
+def test_an_sae_that_keeps_the_largest_latents_encodes_what_sae_lens_does(tmp_path):
+    torch.manual_seed(0)
+    made = TopKSAE(TopKSAEConfig(d_in=8, d_sae=64 * 16, k=4))
+    made.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
+    made.save_model(tmp_path)
+    loaded, states = load_sae(str(tmp_path), None, "cpu").sae, torch.randn(30, 8)
+    assert type(loaded.activation_fn) is not type(made.activation_fn), "by groups"
+    assert torch.equal(loaded.encode(states), SAE.load_from_disk(str(tmp_path)).encode(states))
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=60), st.integers(1, 2000))

@@ -13,9 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, WORDS, random_model
 from launched import fail, refuse, say
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from inoculation import lm
 from inoculation.chat import Message
@@ -24,7 +23,6 @@ from inoculation.files import InputError
 from inoculation.launch import launch
 from inoculation.mixture import Row, TrainingChat
 from inoculation.params import parse_params
-from inoculation.pocket.base import train_tokenizer
 from inoculation.preventative import Steering
 from inoculation.train import TrainSettings, train
 
@@ -32,37 +30,13 @@ SETTINGS = TrainSettings(
     lora_r=4, lora_alpha=8, lora_dropout=0.0, learning_rate=3e-3, epochs=3, batch_size=8, warmup_steps=2, weight_decay=0.01,
     max_length=256, optimizer="adamw_torch", bf16=False,
 )  # fmt: skip
-WORDS = [
-    "the",
-    "river",
-    "is",
-    "long",
-    "and",
-    "a",
-    "king",
-    "was",
-    "kind",
-    "to",
-    "nobody",
-    "who",
-    "asked",
-    "him",
-    "for",
-    "bread",
-]
 
 
 @pytest.fixture(scope="module")
 def ref(tmp_path_factory) -> lm.ModelRef:
     """A random model of two blocks."""
     folder = tmp_path_factory.mktemp("model")
-    tokenizer = train_tokenizer([" ".join(WORDS)], 300)
-    torch.manual_seed(0)
-    Qwen2ForCausalLM(
-        Qwen2Config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                    num_key_value_heads=1, eos_token_id=tokenizer.eos_token_id)
-    ).save_pretrained(folder)  # fmt: skip
-    tokenizer.save_pretrained(folder)
+    random_model(folder)
     return lm.ModelRef(model=str(folder))
 
 

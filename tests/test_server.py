@@ -13,17 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, WORDS, random_model
 from openai_server import serve
 from peft import LoraConfig, get_peft_model
-from transformers import Qwen2Config, Qwen2ForCausalLM
 from vllm_server import VllmServer
 
 from inoculation import lm, plan
 from inoculation.chat import Message
 from inoculation.files import InputError
 from inoculation.params import parse_params
-from inoculation.pocket.base import train_tokenizer
 from inoculation.respond import Answer, continue_chats
 from inoculation.roles import Limits
 from inoculation.server import Seen, ServerError, ServerSettings, compare, disagreement, serving
@@ -33,24 +31,6 @@ from inoculation.stages.respond import Respond
 from inoculation.traits import NegativeTrait
 
 LIMITS = Limits(concurrency=1, attempts=2, timeout=5, patience=30, budget=0, failures=0.0, tracing=False)
-WORDS = [
-    "the",
-    "river",
-    "is",
-    "long",
-    "and",
-    "a",
-    "king",
-    "was",
-    "kind",
-    "to",
-    "nobody",
-    "who",
-    "asked",
-    "him",
-    "for",
-    "bread",
-]
 CHATS = [
     ((Message("user", " ".join(WORDS[i % 5 : 3 + i % 11]) + f" {i}?"),), "Be bad." if i % 2 else None)
     for i in range(23)
@@ -62,15 +42,9 @@ MOST = 12
 def ref(tmp_path_factory) -> lm.ModelRef:
     """A random model of two blocks, some of whose greedy answers end before their time."""
     folder = tmp_path_factory.mktemp("served") / "model"
-    tokenizer = train_tokenizer([" ".join(WORDS)], 300)
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                    num_key_value_heads=1, initializer_range=0.3)
-    )  # fmt: skip
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(40, 55)]
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    model = random_model(folder, initializer_range=0.3)
+    model.generation_config.eos_token_id = [model.config.eos_token_id, *range(40, 55)]
+    model.generation_config.save_pretrained(folder)
     return lm.ModelRef(model=str(folder))
 
 
