@@ -1,7 +1,7 @@
 """Training on a GPU as CUDA graphs: a forward and a backward pass are launched at once.
 
 Under LoRA a block is a hundred operations, and a processor takes as long to launch them as a GPU to compute them: SmolLM2's 30
-blocks six times as long, those of Qwen2.5-7B a third longer for 16 chats, and twice for 8 (docs/performance.md). A graph
+blocks six times as long, those of Qwen2.5-7B a third longer for 16 chats, and more than twice for 8 (docs/performance.md). A graph
 wants the same number of tokens every time.
 """
 
@@ -18,7 +18,7 @@ SMALL = 1_000_000_000
 """Parameters of a model whose operations are too short for compiling them to pay."""
 ROUNDED = 128
 SIZES = 5
-"""Graphs at most, each of which takes a second to make."""
+"""Graphs at most; all are made before the first step."""
 
 
 def sizes(rows: Sequence[int], most: int = SIZES) -> list[int]:
@@ -94,9 +94,8 @@ def replay(decoder: "torch.nn.Module", lengths: Sequence[int], chats: int) -> No
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
             return torch.cuda.make_graphed_callables(Row().train(), (ids, positions, bounds), pool=pool)
 
-    graphs = {
-        tokens: captured(tokens) for tokens in reversed(lengths)
-    }  # the longest first: the others fit in its place
+    # The longest first: the others fit in its place.
+    graphs = {tokens: captured(tokens) for tokens in reversed(lengths)}
 
     def places() -> list[int]:
         return [

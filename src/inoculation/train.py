@@ -158,11 +158,8 @@ def train(
         torch.cuda.empty_cache()
     free = min(gather_object([torch.cuda.mem_get_info()[0]])) if on_gpu else None
     plain = on_gpu and not ref.load_in_4bit  # neither graphs nor compiling were tried on bitsandbytes' layers
-    config, rank, itemsize = (
-        model.config.get_text_config(),
-        settings.lora_r * (2 if first else 1),
-        2 if settings.bf16 else 4,
-    )
+    config = model.config.get_text_config()
+    rank, itemsize = settings.lora_r * (2 if first else 1), 2 if settings.bf16 else 4
     step = together(config, lengths, own, rank, itemsize, free)
     if settings.bf16 and lm.trains_eagerly(config, max(lengths), step.chats):
         model.set_attn_implementation("eager")
