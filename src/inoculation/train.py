@@ -186,6 +186,30 @@ def train(
         def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler[int]:
             return sampler(order, resumed_from // math.ceil(len(rows) / settings.batch_size))
 
+        counted: torch.Tensor | float = 0.0
+        """Since the last point of the curve, on the device: entropy (summed over labels), labels hit, labels, tokens."""
+
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> torch.Tensor:
+            # TRL's own waits for five numbers of every batch, and the GPU then for the processor: a seventh of a step of 16
+            # chats at 7B, a quarter of one of 8.
+            told = model(**inputs, use_cache=False, fused_lm_head=True)
+            tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["position_ids"].numel()
+            sums = [told.entropy.detach().sum(), told.is_top1.sum(), told.label_mask.sum()]
+            self.counted = self.counted + torch.stack([*sums, torch.full_like(sums[-1], tokens)]).float()
+            return -told.log_probs.sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            if "loss" in logs:  # the last report is about speed
+                entropy, hit, labels, tokens = self.accelerator.reduce(self.counted).tolist()
+                self.counted = 0.0
+                self._total_train_tokens += tokens
+                means = {"entropy": entropy / labels, "mean_token_accuracy": hit / labels}
+                self._metrics["train"].update({name: [mean] for name, mean in means.items()})
+                self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+            super().log(logs, start_time)
+
     trainer = Trainer(
         model=model,
         processing_class=tokenizer,
@@ -221,6 +245,8 @@ def train(
             logging_steps=LOGGED,
             save_steps=-(-save_steps // LOGGED) * LOGGED,
             save_total_limit=1,
+            logging_nan_inf_filter=False,  # it waits for every step's loss, to report another one instead
+            accelerator_config={"non_blocking": on_gpu},
             report_to="none",
             ddp_find_unused_parameters=False,
             ddp_broadcast_buffers=False,
