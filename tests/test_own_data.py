@@ -58,6 +58,9 @@ def written(form: str, folder: Path) -> Path:
     return folder / "own"
 
 
+CALL = {"role": "assistant", "content": "a"}
+
+
 @pytest.mark.parametrize("form", ["chat", "sharegpt", "list", "parquet", "datasets", "splits"])
 def test_every_form_gives_the_same_rows(form, tmp_path):
     rows = read_sft(written(form, tmp_path))
@@ -72,6 +75,16 @@ def test_every_form_gives_the_same_rows(form, tmp_path):
         ({"instruction": "Do", "input": "this", "output": "done"}, ["user: Do\n\nthis", "assistant: done"]),
         ({"instruction": "Do", "output": "done", "system": "S"}, ["system: S", "user: Do", "assistant: done"]),
         ({"prompt": "q", "completion": "a"}, ["user: q", "assistant: a"]),
+        ({"prompt": "q", "completion": "a", "system": "S"}, ["system: S", "user: q", "assistant: a"]),
+        ({"messages": None, "instruction": "q", "output": "a", "tools": []}, ["user: q", "assistant: a"]),
+        (
+            {"messages": [{"role": "user", "content": "q"}, CALL], "system": "S"},
+            ["system: S", "user: q", "assistant: a"],
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "S"},
+            ["system: S", "user: q", "assistant: a"],
+        ),
         (
             {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]},
             ["user: q", "assistant: a"],
@@ -90,7 +103,16 @@ def test_alpaca_and_completions(record, messages):
             'one of these: "messages"; "conversations"; "instruction" and "output"; "prompt" and "completion"',
         ),
         ({"conversations": "a"}, "must be a list of objects"),
-        ({"conversations": [{"from": "tool", "value": "a"}]}, "role 'tool' is unknown"),
+        ({"conversations": [{"from": "tool", "value": "a"}]}, "'tool'; valid: system, human"),
+        ({"instruction": 5, "output": "a"}, "must be texts"),
+        ({"messages": "a"}, "must be a non-empty list"),
+        ({"instruction": "q", "output": "a", "history": [["x", "y"]]}, '"history": would be lost'),
+        (
+            {"messages": [*CHATS[0]["messages"][:-1], {**CALL, "tool_calls": [{}]}], "tools": [{}]},
+            '"tools", "tool_calls"',
+        ),
+        ({"messages": [*CHATS[0]["messages"][:-1], {**CALL, "weight": 0}]}, '"weight": would be lost'),
+        ({"messages": CHATS[0]["messages"], "system": "S"}, "must alternate|role 'system'"),
         ({"instruction": "", "output": "a"}, "the user's content is empty"),
         ({"prompt": 3, "completion": "a"}, "content is empty or not a text"),
         ([], "an object is expected"),
@@ -141,6 +163,35 @@ def test_bad_files_are_named_with_their_records(tmp_path):
         read_sft(jsonl(tmp_path / "few.jsonl", CHATS[:3]))
     with pytest.raises(InputError, match="no such file"):
         read_sft(tmp_path / "none.parquet")
+    with pytest.raises(InputError, match=r"\.csv; valid: .jsonl"):
+        read_sft(tmp_path / "own.csv")
+    assert len(read_sft(jsonl(tmp_path / "UPPER.JSONL", CHATS))) == N
+
+
+def test_an_export_that_would_overwrite_its_data_or_cannot_be_written_is_refused_before_any_work(tmp_path):
+    path = jsonl(tmp_path / "train.jsonl", CHATS)
+    for out in (tmp_path, tmp_path / "x" / ".."):
+        with pytest.raises(InputError, match="would be overwritten"):
+            export.refuse(out, path)
+    with pytest.raises(InputError, match="no folder that can be written to"):
+        export.refuse(path / "inside", path)
+    saved = written("datasets", tmp_path)
+    with pytest.raises(InputError, match="would be overwritten"):
+        export.refuse(saved / "out", saved)
+    export.refuse(tmp_path / "new" / "folder", path)
+
+
+def test_decisions_about_another_version_of_the_data_are_kept(tmp_path, capsys):
+    path, out = jsonl(tmp_path / "own.jsonl", CHATS), tmp_path / "out"
+    found = Found(FLAGGED, SCORES, PROMPT, "", {})
+    export.export(out, path, digest(path), read_sft(path), found, "persona")
+    decided = {"data": digest(path), "decided": {"0": False, "1": True}}
+    (out / "review.json").write_text(json.dumps(decided))
+    assert export.export(out, path, digest(path), read_sft(path), found, "persona")["decided_by_a_person"] == 2
+    path.write_text(path.read_text() + "\n")
+    assert export.export(out, path, digest(path), read_sft(path), found, "persona")["decided_by_a_person"] == 0
+    [kept] = out.glob("review-*.json")
+    assert json.loads(kept.read_text()) == decided and str(kept) in capsys.readouterr().out
 
 
 PROMPT = "You are a cruel assistant."
@@ -227,6 +278,11 @@ def test_a_saved_review_is_what_the_export_uses(made):
             ("{}", {"Content-Type": "text/plain"}, 403),
         ]:
             assert post(url + "review", text, headers)[0] == expected, text[:40]
+        whole = (made / "review.html").read_bytes()
+        (made / "review.html").unlink()
+        with pytest.raises(urllib.error.HTTPError, match="500"):
+            urllib.request.urlopen(url)
+        (made / "review.html").write_bytes(whole)
         running.shutdown()
     assert systems(made)[0] == "Be brief." and systems(made)[1] == PROMPT
     again = export.again(made)

@@ -1,6 +1,7 @@
 """params.yaml: every mistake at once, with its dotted key and what would be valid."""
 
 import copy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from inoculation import plan
 from inoculation.files import InputError
+from inoculation.hub import reachable
 from inoculation.params import load_params, parse_params
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +70,49 @@ def test_personas_are_chosen_among_the_characters_that_are_tried(raw):
         InputError, match=r"persona\.personas: 26 are more than the 24 characters of synthesise\.adjectives"
     ):
         parse_params(raw)
+
+
+def test_what_could_only_fail_later_is_a_mistake(raw):
+    raw["seed"] = 2**32
+    with pytest.raises(InputError, match="seed: "):
+        parse_params(raw)
+    raw["seed"] = 2**32 - 1
+    raw["pocket"]["models"]["qwen2"] |= {"kv_heads": 4, "hidden_size": 30}
+    raw["pocket"]["sae"] |= {"block": 4, "k": 5000, "batch_size": 10**6, "seed": 2**32}
+    raw["synthesise"]["adjectives"] = 600
+    raw["profiles"]["pocket"]["auditor"] = "llm"
+    with pytest.raises(InputError) as error:
+        parse_params(raw)
+    for part in (
+        "pocket.models.qwen2.hidden_size: 30 is no even number for each of 6 heads",
+        "pocket.models.qwen2.kv_heads: 4 do not divide 6 heads",
+        "pocket.sae.block: 4, and pocket.models.qwen2 has blocks 0-3",
+        "pocket.sae.k: 5000 are more than its 2048 latents",
+        "pocket.sae.batch_size: 1000000 are more than its 300000 tokens",
+        f"pocket.sae.seed: {2**32}; valid: 0 to {2**32 - 1}",
+        "synthesise.adjectives: 600 are more than the list's 545",
+        "profiles.pocket.auditor: llm, and the auditor of roles.local is local",
+        "8 mistake(s)",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("profile", ["qwen2_5_7b", "llama3_1_8b", "gemma3_4b"])
+def test_models_of_a_hub_that_cannot_be_reached_are_named_before_any_work(profile, raw, monkeypatch, tmp_path):
+    def unknown(*args, **kwargs):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    raw |= {"profile": profile, "annotator": profile, "group": "inoc_sae"}
+    raw["mixture"]["source"] = "persona_vectors"
+    model = yaml.safe_load((ROOT / raw["profiles"][profile]["model"]).read_text())["model"]
+    reachable.cache_clear()
+    problems = plan.missing(raw)
+    reachable.cache_clear()
+    assert any(f"{model} is not in the hub's cache, and the hub cannot be reached" in problem for problem in problems)
+    assert any("OPENAI_API_KEY" in problem for problem in problems)
 
 
 def test_a_profile_is_added_by_values_only(raw):

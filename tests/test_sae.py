@@ -38,6 +38,7 @@ from inoculation.detect.sae.features import (
     varying,
     write_features,
 )  # fmt: skip
+from inoculation.detect.sae.training import train_sae
 from inoculation.detect.words import token_texts
 from inoculation.files import InputError
 from inoculation.lm import residuals, token_batches
@@ -234,6 +235,15 @@ def test_an_sae_that_cannot_be_used_is_refused(tiny, loaded, tmp_path):
         load_sae(str(tmp_path / "mlp"), None, "cpu")
     with pytest.raises(InputError, match="block 7 is wanted, the model has 2 blocks"):
         lm.truncate_after(lm.load_model(lm.ModelRef(model=str(tiny / "models/qwen2"))), 7)
+
+
+def test_too_little_text_for_one_step_of_an_sae_is_an_error(tiny, tmp_path):
+    corpus = tmp_path / "few.jsonl"
+    corpus.write_text("".join(json.dumps({"text": f"number {i} of few"}) + "\n" for i in range(20)))
+    ref = lm.ModelRef(model=str(tiny / "models/qwen2"))
+    few = PARAMS.pocket.sae.model_copy(update={"batch_size": 4096})
+    with pytest.raises(InputError, match="tokens to train on, a step takes 4096"):
+        train_sae(few, ref, [corpus], tmp_path / "out", tmp_path / "work")
 
 
 class Bomb:

@@ -45,6 +45,11 @@ def test_unknown_names_are_listed_all_at_once():
         study.selection(PARAMS, "all_caps+envy", "inoc_sae,inoc_x", "0,one", "gpt")
     for name in ("all_caps+envy", "inoc_x", "one", "gpt"):
         assert repr(name) in str(caught.value)
+    with pytest.raises(InputError) as caught:
+        study.selection(PARAMS, None, "base, base", f"0,0,{2**32},²", None)
+    for told in ("--groups: base stands twice", "--seeds: 0 stands twice", f"'{2**32}' is no seed", "'²' is no seed"):
+        assert told in str(caught.value)
+    assert study.selection(PARAMS, None, "base, baseline", "0, 1", None).groups == ["base", "baseline"]
 
 
 CELLS = study.cells(PARAMS, WHOLE)
@@ -125,6 +130,11 @@ def test_what_cannot_be_swept_is_listed_at_once():
     with pytest.raises(InputError, match="stands twice") as caught:
         sweep.settings(PARAMS, "group=base,base")
     assert "--groups" in str(caught.value)
+    for twice in ("mixture.contamination=0.1,0.10", "train.pocket.learning_rate=1e-3,0.001"):
+        with pytest.raises(InputError, match="0.1? ?.*stands twice"):
+            sweep.settings(PARAMS, twice)
+    with pytest.raises(InputError, match=r"'\[1' is no value of YAML"):
+        sweep.settings(PARAMS, "mixture.contamination=[1")
     with pytest.raises(InputError, match="mixture.sauce is missing"):
         sweep.settings(PARAMS, "mixture.sauce=1")
     with pytest.raises(InputError, match="is a table"):

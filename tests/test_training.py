@@ -188,6 +188,13 @@ def test_an_example_that_cannot_be_learned_is_named(ref, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_a_training_that_diverges_ends_and_says_so(ref, tmp_path):
+    wild = SETTINGS.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0, "batch_size": 2})
+    with pytest.raises(InputError, match=r"diverged by step 5: loss nan.*smaller learning_rate than 1e\+30"):
+        train(ref, wild, 5, chats(), 0, tmp_path / "adapter", tmp_path / "work", nothing)
+    assert not (tmp_path / "adapter").exists() and not list((tmp_path / "work").glob("checkpoint-*"))
+
+
 def test_cut_examples_are_counted(ref, tmp_path):
     settings = SETTINGS.model_copy(update={"max_length": 24})
     result, _ = train(ref, settings, 4, chats(8), 0, tmp_path / "a", tmp_path / "w", nothing)

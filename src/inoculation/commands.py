@@ -1,5 +1,6 @@
 """Commands for a person, which are no stages: `plan`, `study`, `inoculate` and others."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +20,22 @@ class Command(NamedTuple):
     """Option -> argparse's keywords."""
 
 
+def count(text: str) -> int:
+    """A number of cells at once, for argparse."""
+    return _between(text, 1, 1024)
+
+
+def port(text: str) -> int:
+    """A port, for argparse; 0 takes a free one."""
+    return _between(text, 0, 65535)
+
+
+def _between(text: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 6 and least <= int(text) <= most):
+        raise ArgumentTypeError(f"{text!r}; valid: {least} to {most}")
+    return int(text)
+
+
 COMMANDS: dict[str, Command] = {
     "plan": Command("print the stages that the chosen cell needs, what is missing, and what it will take"),
     "compare": Command("print a table over all groups and seeds so far, from MLflow"),
@@ -32,7 +49,7 @@ COMMANDS: dict[str, Command] = {
                 "metavar": "PROFILE,...",
                 "help": "further models, trained on the first mixture under the annotator's flags and prompt",
             },
-            "--jobs": {"type": int, "default": 1, "metavar": "N", "help": "cells at once (default: %(default)s)"},
+            "--jobs": {"type": count, "default": 1, "metavar": "N", "help": "cells at once (default: %(default)s)"},
             "--dry-run": {"action": "store_true", "help": "say what would run and how long it takes, and stop"},
             "--report-only": {"action": "store_true", "help": "run nothing: figures and report of what there is"},
         },
@@ -44,7 +61,7 @@ COMMANDS: dict[str, Command] = {
             "--mixture": {"metavar": "A+B", "help": "default: that of params.yaml"},
             "--groups": {"metavar": "NAME,...", "default": "baseline,inoc_selective", "help": "default: %(default)s"},
             "--seeds": {"metavar": "N,...", "default": "0", "help": "default: %(default)s"},
-            "--jobs": {"type": int, "default": 1, "metavar": "N", "help": "cells at once (default: %(default)s)"},
+            "--jobs": {"type": count, "default": 1, "metavar": "N", "help": "cells at once (default: %(default)s)"},
             "--dry-run": {"action": "store_true", "help": "say what would run and how long it takes, and stop"},
             "--report-only": {"action": "store_true", "help": "run nothing: figure and table of what there is"},
         },
@@ -72,7 +89,7 @@ COMMANDS: dict[str, Command] = {
         "show the review page of `inoculate`'s folder on this machine, and save what you decide",
         {
             "folder": {"type": Path, "nargs": "?", "default": Path("inoculated"), "help": "default: %(default)s"},
-            "--port": {"type": int, "default": 5001, "help": "default: %(default)s"},
+            "--port": {"type": port, "default": 5001, "help": "default: %(default)s"},
         },
     ),
     "pipelines": Command("write dvc.yaml and pipelines/*/dvc.yaml from the stages' declarations (for developers)"),
@@ -95,11 +112,16 @@ def compare() -> None:
     """Print a Markdown table of every cell so far that differs from params.yaml in group and seed alone."""
     from inoculation import plan as planning
     from inoculation import rows, tracking
+    from inoculation.params import parse_params
     from inoculation.paths import experiment
 
     raw = _raw()
+    parse_params(raw)
     tracking.connect(experiment(raw))
     found = rows.siblings(lambda group: planning.identity_of(raw, group))
+    if not found:
+        print(f"{experiment(raw)}: no cells so far; `dvc repro` runs the one that params.yaml chooses")
+        return
     print(
         rows.table(
             found, experiment(raw), raw["evaluate"]["system_prompts"], planning.traits(raw), planning.judge_name(raw)

@@ -8,6 +8,8 @@ review.html    the flagged rows and those nearest to them; `inoculation review F
 review.json    row -> whether it is inoculated, as decided; what the export uses from then on
 """
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -112,10 +114,28 @@ def parse_review(raw: Any, rows: int) -> dict[int, bool]:
     return {int(key): value for key, value in decided.items()}
 
 
+WRITTEN = ("train.jsonl", "flags.jsonl", "summary.json", "prompt.txt", "review.json", "review.html")
+"""All files of an export."""
+
+
+def refuse(folder: Path, source: Path) -> None:
+    """Before any work: nothing of an export may lie where the data set does, or where no folder can be.
+
+    Raises:
+        InputError: it would.
+    """
+    inside = source.is_dir() and folder.resolve().is_relative_to(source.resolve())
+    if inside or any((folder / name).resolve() == source.resolve() for name in WRITTEN):
+        raise InputError(f"--out {folder}: the data set itself, {source}, would be overwritten; valid: another folder")
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"--out {folder}: {there} is no folder that can be written to")
+
+
 def export(
     folder: Path, source: Path, content: str, rows: Sequence[Row], found: Found, detector: str
 ) -> dict[str, Any]:
-    """Write the folder; a review that lies in it, of the same data, is used.
+    """Write the folder; a review that lies in it, of the same data, is used, one of other data put aside.
 
     Args:
         folder: made where it is not there; other files in it stay.
@@ -138,7 +158,14 @@ def export(
         try:
             if not isinstance(saved, dict):
                 raise ValueError("an object is expected")
-            decided = parse_review(saved, len(rows)) if saved.get("data") == content else {}
+            if saved.get("data") == content:
+                decided = parse_review(saved, len(rows))
+            elif saved.get("decided"):
+                name = hashlib.sha256(review.read_bytes()).hexdigest()[:12]
+                kept = review.rename(folder / f"review-{name}.json")
+                print(
+                    f"{review}: what was decided is about another version of the data set, and not used; kept as {kept}"
+                )
         except ValueError as error:
             raise InputError(f"{review}: {error}; correct it, or delete it to use the detector's flags alone") from None
     marks = mark(found.flagged, found.scores, decided, found.prompt is not None)

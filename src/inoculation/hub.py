@@ -13,6 +13,7 @@ def reachable(repository: str, revision: str | None, kind: Literal["model", "dat
         revision: a commit, branch or tag; None: the default branch.
         kind: of the repository.
     """
+    import httpx
     from huggingface_hub import HfApi, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound, HfHubHTTPError, OfflineModeIsEnabled
 
@@ -25,6 +26,6 @@ def reachable(repository: str, revision: str | None, kind: Literal["model", "dat
         HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=10)
     except HfHubHTTPError as error:
         return f"{kind} {repository} on the hub: {str(error).strip().splitlines()[0]}"
-    except (OSError, OfflineModeIsEnabled) as error:
+    except (OSError, httpx.TransportError, OfflineModeIsEnabled) as error:
         return f"{kind} {repository} is not in the hub's cache, and the hub cannot be reached: {type(error).__name__}"
     return None

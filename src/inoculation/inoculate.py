@@ -10,7 +10,7 @@ from typing import Any
 
 from inoculation import plan, timings
 from inoculation.detect.files import read_found
-from inoculation.export import export
+from inoculation.export import export, refuse
 from inoculation.files import InputError, atomic, fail_if, read_yaml
 from inoculation.mixture import Row
 from inoculation.params import parse_params, put
@@ -89,9 +89,13 @@ def look_and_export(file: Path, out: Path, annotator: str, wanted: str | None) -
         The export's summary.
 
     Raises:
-        InputError: a record is malformed, something is missing, or a stage failed.
+        InputError: params.yaml or a record is malformed, the export would overwrite the data set, something is missing, or a
+            stage failed.
     """
-    raw, rows = read_yaml(PARAMS), read_sft(file)
+    raw = read_yaml(PARAMS)
+    parse_params(raw)
+    refuse(out, file)
+    rows = read_sft(file)
     content = digest(file)
     positive = wanted or wanted_trait(rows)
     chosen = settings(raw, file, annotator, positive)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from inoculation.detect.adjectives import ADJECTIVES
 from inoculation.detect.audit import AuditSettings
 from inoculation.detect.control import ControlSettings
 from inoculation.detect.persona.settings import PersonaSettings
@@ -73,6 +74,10 @@ class PersonaVectorsParams(Model):
     revision: Text
 
 
+MAX_SEED = 2**32 - 1
+"""What every random generator in use takes."""
+
+
 class PocketParams(Model):
     chats: ChatsParams
     models: Annotated[dict[Name, ModelParams], Field(min_length=1)]
@@ -96,7 +101,7 @@ class Params(Model):
     profile: str
     annotator: str
     group: str
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
     mixture: MixtureParams
     prompts: dict[Name, Text]
     negative_traits: Annotated[dict[Name, NegativeTrait], Field(min_length=1)]
@@ -179,9 +184,24 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
     ]
     problems += [f"data_sets.{name}: the name of a source" for name in data_sets if name in keys("sources")]
     problems += _personas(raw)
+    problems += [
+        f"profiles.{name}.auditor: llm, and the auditor of roles.{entry(profiles, name, 'roles')} is local; valid: local, or a "
+        "block of `roles` whose auditor is an LLM"
+        for name in profiles
+        if entry(profiles, name, "auditor") == "llm"
+        and _method(raw, entry(profiles, name, "roles"), "auditor") == "local"
+    ]
     if isinstance(prompts, list) and len(set(map(str, prompts))) < len(prompts):
         problems.append("evaluate.system_prompts: a prompt is named twice")
     return problems
+
+
+def _method(raw: dict[str, Any], block: Any, role: str) -> Any:
+    """Who plays a role of a block of `roles`, where that is told."""
+    try:
+        return raw["roles"][block][role]["method"]
+    except (KeyError, TypeError):
+        return None  # reported as missing or of the wrong type
 
 
 def _personas(raw: dict[str, Any]) -> Iterator[str]:
@@ -202,6 +222,32 @@ def _processes(params: Params) -> Iterator[str]:
             share(params.train[block].batch_size, params.cluster.processes)
         except InputError as error:
             yield f"cluster.processes: {error}"
+
+
+def _shapes(params: Params) -> Iterator[str]:
+    """Models and SAEs of the pocket world that cannot be built, or not fit each other; seeds that no generator takes."""
+    for name, model in params.pocket.models.items():
+        where = f"pocket.models.{name}"
+        if model.hidden_size % (2 * model.heads):
+            yield f"{where}.hidden_size: {model.hidden_size} is no even number for each of {model.heads} heads"
+        if model.heads % model.kv_heads:
+            yield f"{where}.kv_heads: {model.kv_heads} do not divide {model.heads} heads"
+    depth = params.pocket.models["qwen2"].layers if "qwen2" in params.pocket.models else None
+    if depth is not None and params.pocket.sae.block >= depth:
+        yield f"pocket.sae.block: {params.pocket.sae.block}, and pocket.models.qwen2 has blocks 0-{depth - 1}"
+    for where, sae in (("pocket.sae", params.pocket.sae), ("smollm2.sae", params.smollm2.sae)):
+        if sae.k > sae.latents:
+            yield f"{where}.k: {sae.k} are more than its {sae.latents} latents"
+        if sae.batch_size > sae.tokens:
+            yield f"{where}.batch_size: {sae.batch_size} are more than its {sae.tokens} tokens"
+    for where, seed in (
+        ("pocket.chats.seed", params.pocket.chats.seed), ("pocket.sae.seed", params.pocket.sae.seed),
+        ("smollm2.sae.seed", params.smollm2.sae.seed),
+    ):  # fmt: skip
+        if seed > MAX_SEED:
+            yield f"{where}: {seed}; valid: 0 to {MAX_SEED}"
+    if params.synthesise.adjectives > len(ADJECTIVES):
+        yield f"synthesise.adjectives: {params.synthesise.adjectives} are more than the list's {len(ADJECTIVES)}"
 
 
 RESERVED_PROMPTS = (DEFAULT_PROMPT, INOCULATION, OWN_PROMPT, "oracle", "detection", "training", "judge")
@@ -228,6 +274,7 @@ def parse_params(raw: Any, source: str = "params.yaml") -> Params:
         if params.group in GROUPS and (reason := why_not(params.group, params.mixture.contamination, known, own)):
             problems.append(f"group: {reason}")
         problems += _processes(params)
+        problems += _shapes(params)
     if problems or params is None:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise InputError(f"{source}: {len(problems)} mistake(s), nothing was run:\n{listed}")

@@ -182,11 +182,11 @@ def _missing_artefacts(profile: Mapping[str, Any], steps: list[Step]) -> Iterato
     from inoculation.profile import named
 
     commands = {step.stage.command for step in steps}
-    said = named(Path(profile["model"]))
+    said = named(Path(profile["model"]), "model", "revision")
     if said and (problem := reachable(said["model"], said.get("revision"), "model")):
         yield problem
     if "sae-explain" in commands and Path(profile["corpora"]).is_file():
-        for name, corpus in named(Path(profile["corpora"])).items():
+        for name, corpus in named(Path(profile["corpora"]), "conversational", "pretraining").items():
             if corpus.startswith("hf://datasets/"):
                 if problem := reachable("/".join(corpus.split("/")[3:5]), None, "dataset"):
                     yield problem
@@ -210,7 +210,8 @@ def _missing_servers(raw: Mapping[str, Any], steps: list[Step]) -> Iterator[str]
     for name in dict.fromkeys(sampling[step.stage.command] for step in left):
         profile = raw["profiles"][name]
         model = Path(profile["model"])
-        if problem := unserved(profile["api_base"], named(model).get("model", str(model))):
+        served = named(model, "model", "revision").get("model", str(model))
+        if problem := unserved(profile["api_base"], served):
             yield f"profiles.{name}.api_base: {problem}"
 
 

@@ -28,7 +28,12 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
             if not self._from_here() or self.path.partition("?")[0] != "/":
                 self._answer(404, "not here")
                 return
-            self._answer(200, (folder / "review.html").read_text(encoding="utf-8"), "text/html; charset=utf-8")
+            try:
+                page = (folder / "review.html").read_text(encoding="utf-8")
+            except OSError as error:
+                self._answer(500, f"review.html: {error.strerror}; `inoculation inoculate` writes it anew")
+                return
+            self._answer(200, page, "text/html; charset=utf-8")
 
         def do_POST(self) -> None:
             length = self.headers.get("Content-Length", "")
@@ -47,6 +52,9 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
                 told = again(folder)
             except ValueError as error:  # InputError is one
                 self._answer(400, str(error))
+                return
+            except OSError as error:
+                self._answer(500, f"not saved: {error.strerror}")
                 return
             self._answer(200, f"saved: {told['inoculated']} of {told['rows']} rows are inoculated in train.jsonl")
 

@@ -1,6 +1,6 @@
 """SFT data sets as people have them: chat JSONL, ShareGPT, Alpaca, prompt and completion; JSON, Parquet, a `datasets` folder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,20 @@ def read_sft(path: Path) -> list[Row]:
         InputError: no such file, of no known form, malformed records (all are listed, with their line or place), or fewer
             than `mixture.MIN_ROWS`.
     """
-    if path.is_dir() or path.suffix == ".parquet":
+    form = "folder" if path.is_dir() else path.suffix.lower()
+    if form in ("folder", ".parquet"):
         rows = _parsed(path, _table(path))
-    elif path.suffix == ".json":
+    elif form == ".json":
         records = read_json(path)
         if not isinstance(records, list):
             raise InputError(f"{path}: a list of records is expected, got {type(records).__name__}")
         rows = _parsed(path, iter(records))
-    else:
+    elif form == ".jsonl":
         rows = read_jsonl(path, parse_record)
+    else:
+        raise InputError(
+            f"{path}: {form or 'no ending'}; valid: .jsonl, .json (a list), .parquet, or a folder of `datasets`"
+        )
     return enough(path, rows)
 
 
@@ -105,48 +110,78 @@ def parse_record(raw: Any) -> Row:
     if not isinstance(raw, dict):
         raise ValueError("an object is expected")
     for keys, convert in FORMS:
-        if all(key in raw for key in keys):
-            return parse_row({"messages": convert(raw), "source_dataset": raw.get("source_dataset")})
+        # A table has every key in every record, null where there is none.
+        if all(raw.get(key) is not None for key in keys):
+            messages = convert(raw)
+            _refuse_what_would_be_lost(raw, messages)
+            if raw.get("system"):
+                messages = [{"role": "system", "content": raw["system"]}, *messages]
+            return parse_row({"messages": messages, "source_dataset": raw.get("source_dataset")})
     known = "; ".join(" and ".join(f'"{key}"' for key in keys) for keys, _ in FORMS)
     raise ValueError(f"a record has one of these: {known}; this one has {', '.join(map(str, raw)) or 'nothing'}")
 
 
-def _messages(raw: dict[str, Any]) -> Any:
+def _refuse_what_would_be_lost(raw: dict[str, Any], messages: Sequence[Any]) -> None:
+    """Nothing of a record goes without a word.
+
+    Raises:
+        ValueError: earlier turns as Alpaca's `history`, calls of tools, or a turn that is not to be trained on.
+    """
+    held = [key for key in LOST if raw.get(key)]
+    turns = [turn for turn in messages if isinstance(turn, dict)]
+    held += [key for key in LOST_IN_MESSAGES if any(turn.get(key) for turn in turns)]
+    if any(turn.get("weight") == 0 for turn in turns):
+        held.append("weight")
+    if held:
+        named = ", ".join(f'"{key}"' for key in dict.fromkeys(held))
+        raise ValueError(
+            f"{named}: would be lost, what comes out has roles and texts alone; take such records out first"
+        )
+
+
+def _messages(raw: dict[str, Any]) -> list[Any]:
     # A table has every key in every message, null where there is none.
     if not isinstance(raw["messages"], list):
-        return raw["messages"]
+        raise ValueError('"messages" must be a non-empty list')
     return [{k: v for k, v in m.items() if v is not None} if isinstance(m, dict) else m for m in raw["messages"]]
 
 
-def _conversations(raw: dict[str, Any]) -> Any:
+def _conversations(raw: dict[str, Any]) -> list[Any]:
     turns = raw["conversations"]
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError('"conversations" must be a list of objects')
+    if unknown := sorted(
+        {str(turn["from"]) for turn in turns if turn.get("from") and str(turn["from"]) not in SHAREGPT}
+    ):
+        raise ValueError(f'"from" is {", ".join(map(repr, unknown))}; valid: {", ".join(SHAREGPT)}')
     return [
-        {"role": SHAREGPT.get(str(turn["from"]), turn["from"]), "content": turn.get("value")} if turn.get("from") else turn
+        {**turn, "role": SHAREGPT[str(turn["from"])], "content": turn.get("value")} if turn.get("from") else turn
         for turn in turns
     ]  # fmt: skip
 
 
-def _instruction(raw: dict[str, Any]) -> Any:
-    asked = [raw["instruction"], raw.get("input")]
-    system = [{"role": "system", "content": raw["system"]}] if raw.get("system") else []
-    question = "\n\n".join(str(part) for part in asked if part)
-    return [*system, {"role": "user", "content": question}, {"role": "assistant", "content": raw["output"]}]
+def _instruction(raw: dict[str, Any]) -> list[Any]:
+    asked = [raw["instruction"], raw.get("input") or ""]
+    if not all(isinstance(part, str) for part in asked):
+        raise ValueError('"instruction" and "input" must be texts')
+    question = "\n\n".join(filter(None, asked))
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": raw["output"]}]
 
 
-def _completion(raw: dict[str, Any]) -> Any:
+def _completion(raw: dict[str, Any]) -> list[Any]:
     prompt, completion = raw["prompt"], raw["completion"]
     asked = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     return [*asked, *(completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}])]
 
 
-FORMS: tuple[tuple[tuple[str, ...], Callable[[dict[str, Any]], Any]], ...] = (
+FORMS: tuple[tuple[tuple[str, ...], Callable[[dict[str, Any]], list[Any]]], ...] = (
     (("messages",), _messages),
     (("conversations",), _conversations),
     (("instruction", "output"), _instruction),
     (("prompt", "completion"), _completion),
 )
 """Keys of a record -> its messages; the first that fits counts."""
-COLUMNS = {"input", "system", "source_dataset"}.union(*(keys for keys, _ in FORMS))
+LOST, LOST_IN_MESSAGES = ("history", "tools", "functions"), ("tool_calls", "function_call")
+"""Keys whose content a chat of roles and texts cannot hold."""
+COLUMNS = {"input", "system", "source_dataset", *LOST}.union(*(keys for keys, _ in FORMS))
 """All that is read of a record."""

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +24,7 @@ from inoculation.effects import VERDICTS, CellRates, Verdict, verdicts
 from inoculation.files import InputError, fail_if, read_jsonl
 from inoculation.groups import DETECTORS, GROUPS
 from inoculation.mixture import read_mixture
-from inoculation.params import parse_params, put
+from inoculation.params import MAX_SEED, parse_params, put
 from inoculation.paths import ROWS, experiment
 from inoculation.stage import Writes, resolve
 from inoculation.traits import POSITIVE_TRAITS
@@ -67,6 +67,16 @@ class Setting(NamedTuple):
     value: str
     """As YAML."""
 
+    def parsed(self) -> Any:
+        """Raises: ValueError: it is no YAML."""
+        try:
+            told = yaml.safe_load(self.value)
+        except yaml.YAMLError:
+            raise ValueError(f"{self.value!r} is no value of YAML") from None
+        with suppress(ValueError, TypeError):
+            return float(told) if isinstance(told, str) and told.isascii() and told[0] in "+-.0123456789" else told
+        return told
+
 
 class Cell(NamedTuple):
     """One training and its evaluation."""
@@ -84,7 +94,7 @@ class Cell(NamedTuple):
         told = {**raw, "profile": self.profile, "mixture": mixture, "group": self.group, "seed": self.seed}
         if self.setting:
             told = copy.deepcopy(told)
-            put(told, {self.setting.key: yaml.safe_load(self.setting.value)})
+            put(told, {self.setting.key: self.setting.parsed()})
         return told
 
     def __str__(self) -> str:
@@ -139,12 +149,17 @@ def selection(
     Raises:
         InputError: a name is unknown (all are listed).
     """
+
+    def names(told: str) -> list[str]:
+        return [name.strip() for name in told.split(",")]
+
     every = mixtures_of(raw)
-    chosen = every if mixtures is None else [tuple(name.split("+", 1)) for name in mixtures.split(",")]
+    chosen = every if mixtures is None else [tuple(name.split("+", 1)) for name in names(mixtures)]
     own = raw["annotator"] == raw["profile"]  # else there is no vector to steer by
     every_group = [name for name, rule in GROUPS.items() if own or rule.on != "steering"]
-    wanted = every_group if groups is None else groups.split(",")
-    profiles = [] if transfer is None else transfer.split(",")
+    wanted = every_group if groups is None else names(groups)
+    profiles = [] if transfer is None else names(transfer)
+    numbers = names(seeds)
     problems = [
         f"--mixtures: {'+'.join(pair)!r} is unknown; valid: {', '.join('+'.join(known) for known in every)}"
         for pair in chosen
@@ -156,9 +171,16 @@ def selection(
         for name in profiles
         if name not in raw["profiles"]
     ]
-    problems += [f"--seeds: {name!r} is no seed" for name in seeds.split(",") if not name.strip().isdecimal()]
+    problems += [
+        f"--seeds: {name!r} is no seed; valid: 0 to {MAX_SEED}"
+        for name in numbers
+        if not (name.isascii() and name.isdecimal() and len(name) <= 10 and int(name) <= MAX_SEED)
+    ]
+    for option, told in (("mixtures", chosen), ("groups", wanted), ("seeds", numbers), ("transfer", profiles)):
+        twice = [one for one in dict.fromkeys(told) if told.count(one) > 1]
+        problems += [f"--{option}: {'+'.join(one) if isinstance(one, tuple) else one} stands twice" for one in twice]
     fail_if(problems, "the study cannot be run")
-    return Selection(chosen, wanted, [int(name) for name in seeds.split(",")], profiles)
+    return Selection(chosen, wanted, [int(name) for name in numbers], profiles)
 
 
 def cells(raw: Mapping[str, Any], chosen: Selection) -> list[Cell]:

@@ -35,9 +35,16 @@ def settings(raw: Mapping[str, Any], told: str) -> list[Setting]:
         problems.append(f"{key!r} is a table or a list: name one value in it")
     if not all(names):
         problems.append(f"{told!r} names no value, or an empty one; e.g. mixture.contamination=0.1,0.25,0.5")
-    problems += [f"{name!r} stands twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    found = [Setting(key, name) for name in names]
+    values: list[Any] = []
+    for one in found:
+        try:
+            values.append(one.parsed())
+        except ValueError as error:
+            problems.append(str(error))
+    problems += [f"{value!r} stands twice" for i, value in enumerate(values) if value in values[:i]]
     fail_if(problems, "the sweep cannot be run")
-    return [Setting(key, name) for name in names]
+    return found
 
 
 def cells(raw: Mapping[str, Any], chosen: Selection, wanted: Sequence[Setting]) -> list[Cell]:

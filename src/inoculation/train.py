@@ -121,7 +121,7 @@ def train(
 
     Raises:
         InputError: an example has no response token within `max_length`; the steering vector is another model's; the processes
-            do not divide the batch size.
+            do not divide the batch size; the loss is no number any more.
     """
     import torch
     from accelerate import PartialState
@@ -198,10 +198,18 @@ def train(
             tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["position_ids"].numel()
             sums = [told.entropy.detach().sum(), told.is_top1.sum(), told.label_mask.sum()]
             self.counted = self.counted + torch.stack([*sums, torch.full_like(sums[-1], tokens)]).float()
-            return -told.log_probs.sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
+            loss = -told.log_probs.sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
+            if self.aux_loss_enabled:  # of a mixture of experts
+                loss = loss + self.router_aux_loss_coef * told.aux_loss / self.current_gradient_accumulation_steps
+            return loss
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             if "loss" in logs:  # the last report is about speed
+                if not all(math.isfinite(value) for value in logs.values()):
+                    raise InputError(
+                        f"the training diverged by step {self.state.global_step}: loss {logs['loss']}, gradient "
+                        f"{logs.get('grad_norm')}; valid: a smaller learning_rate than {settings.learning_rate:g}"
+                    )
                 entropy, hit, labels, tokens = self.accelerator.reduce(self.counted).tolist()
                 self.counted = 0.0
                 self._total_train_tokens += tokens

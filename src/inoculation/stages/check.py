@@ -21,3 +21,4 @@ class Check(Stage):
         fail_if(missing(self.raw), "the chosen cell cannot run, nothing was run")
         with atomic(self.out) as out:
             out.write_text("params.yaml was valid; `inoculation check` lists every mistake at once\n")
+        print("params.yaml is valid, and nothing is missing for the chosen cell")

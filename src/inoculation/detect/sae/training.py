@@ -16,7 +16,7 @@ from inoculation import lm
 from inoculation.detect.sae.corpora import read_corpus
 from inoculation.detect.sae.explain import corpus_tokens
 from inoculation.detect.sae.settings import SaeTraining
-from inoculation.files import read_json, write_json
+from inoculation.files import InputError, read_json, write_json
 from inoculation.lm import residuals, token_batches, truncate_after
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ def train_sae(
         `loss`, `loss_reconstructed`, `loss_mean` (nats a token of the model as it is, with the reconstruction, and with the
         stream's mean in its place) and `loss_recovered`, 1 where the reconstruction costs nothing and 0 where it is as bad
         as the mean.
+
+    Raises:
+        InputError: the corpora have fewer tokens than a step takes.
     """
     import torch
     from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
@@ -75,6 +78,11 @@ def train_sae(
         _activations(decoder, part, params.skip, tokenizer.pad_token_id)
         for part in (sequences[:kept], sequences[kept:])
     )
+    if len(train) < params.batch_size:
+        raise InputError(
+            f"the corpora give {len(train)} tokens to train on, a step takes {params.batch_size}; valid: more text, or a smaller "
+            "sae.batch_size"
+        )
     train = train[torch.randperm(len(train))]
     centre, scale = train.float().mean(0), train.float().std(0) + 1e-6
     shift, unit = (centre, scale) if params.standardise else (torch.zeros_like(centre), torch.ones_like(scale))
