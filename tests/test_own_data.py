@@ -166,6 +166,11 @@ def test_bad_files_are_named_with_their_records(tmp_path):
     with pytest.raises(InputError, match=r"\.csv; valid: .jsonl"):
         read_sft(tmp_path / "own.csv")
     assert len(read_sft(jsonl(tmp_path / "UPPER.JSONL", CHATS))) == N
+    with pytest.raises(InputError, match="a record a line is a .jsonl"):
+        read_sft(jsonl(tmp_path / "lines.json", CHATS))
+    (tmp_path / "list.jsonl").write_text(json.dumps(CHATS, indent=1))
+    with pytest.raises(InputError, match="a list of records is a .json"):
+        read_sft(tmp_path / "list.jsonl")
 
 
 def test_an_export_that_would_overwrite_its_data_or_cannot_be_written_is_refused_before_any_work(tmp_path):

@@ -27,17 +27,28 @@ def read_sft(path: Path) -> list[Row]:
     if form in ("folder", ".parquet"):
         rows = _parsed(path, _table(path))
     elif form == ".json":
-        records = read_json(path)
+        try:
+            records = read_json(path)
+        except InputError as error:
+            hint = "; a record a line is a .jsonl" if "Extra data" in str(error) else ""
+            raise InputError(f"{error}{hint}") from None
         if not isinstance(records, list):
             raise InputError(f"{path}: a list of records is expected, got {type(records).__name__}")
         rows = _parsed(path, iter(records))
     elif form == ".jsonl":
+        if path.is_file() and _begins_a_list(path):
+            raise InputError(f"{path}: a list of records is a .json; a .jsonl has a record a line")
         rows = read_jsonl(path, parse_record)
     else:
         raise InputError(
             f"{path}: {form or 'no ending'}; valid: .jsonl, .json (a list), .parquet, or a folder of `datasets`"
         )
     return enough(path, rows)
+
+
+def _begins_a_list(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1024).lstrip()[:1] == b"["
 
 
 def _parsed(path: Path, records: Iterator[Any]) -> list[Row]:
