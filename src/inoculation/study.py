@@ -74,7 +74,7 @@ class Setting(NamedTuple):
         except yaml.YAMLError:
             raise ValueError(f"{self.value!r} is no value of YAML") from None
         with suppress(ValueError, TypeError):
-            return float(told) if isinstance(told, str) and told.isascii() and told[0] in "+-.0123456789" else told
+            return float(told) if isinstance(told, str) and told.isascii() and told[:1] in "+-.0123456789" else told
         return told
 
 

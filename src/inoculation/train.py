@@ -192,8 +192,8 @@ def train(
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> torch.Tensor:
-            # TRL's own waits for five numbers of every batch, and the GPU then for the processor: a seventh of a step of 16
-            # chats at 7B, a quarter of one of 8.
+            # TRL's own waits for five numbers of every batch, and the GPU then for the processor: a card was idle for an eighth
+            # of a step of 16 chats at 7B and a quarter of one of 8, with transformers' own waits (docs/performance.md).
             told = model(**inputs, use_cache=False, fused_lm_head=True)
             tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["position_ids"].numel()
             sums = [told.entropy.detach().sum(), told.is_top1.sum(), told.label_mask.sum()]

@@ -81,7 +81,7 @@ def train_sae(
     if len(train) < params.batch_size:
         raise InputError(
             f"the corpora give {len(train)} tokens to train on, a step takes {params.batch_size}; valid: more text, or a smaller "
-            "sae.batch_size"
+            "batch_size of the SAE"
         )
     train = train[torch.randperm(len(train))]
     centre, scale = train.float().mean(0), train.float().std(0) + 1e-6
