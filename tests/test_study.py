@@ -52,6 +52,15 @@ def test_unknown_names_are_listed_all_at_once():
     assert study.selection(PARAMS, None, "base, baseline", "0, 1", None).groups == ["base", "baseline"]
 
 
+def test_cells_that_are_missing_are_listed_with_their_seeds_together():
+    some = study.cells(PARAMS, study.selection(PARAMS, "all_caps+evil", "base,inoc_sae", "0,1,2", None))
+    assert study.listed(some[1:5]) == [
+        "pocket, evil + all_caps: base, seeds 1, 2",
+        "pocket, evil + all_caps: inoc_sae, seeds 0, 1",
+    ]
+    assert study.listed(some[:1]) == ["pocket, evil + all_caps: base, seed 0"]
+
+
 CELLS = study.cells(PARAMS, WHOLE)
 SWEPT = [
     cell._replace(setting=one)
@@ -188,7 +197,7 @@ def test_the_report_shows_its_figures_in_a_browser(tmp_path):
     example = study.Example(
         question, "inoc_sae", 3, True, "<script>document.title = 'taken'</script>", "text", [("cruel", 5)]
     )
-    study_page.write(tmp_path / "report.html", [told], drawn, ["one cell"], [example], 100)
+    study_page.write(tmp_path / "report.html", [told], drawn, CELLS[:1], [example], 100)
     dom = seen_in_browser((tmp_path / "report.html").as_uri(), tmp_path / "profile")
     assert "<title>Selective inoculation: the study</title>" in dom and dom.count("<figure>") == len(drawn) == 4
     assert (

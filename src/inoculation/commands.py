@@ -154,7 +154,7 @@ def study(
         folder / "report.html",
         told,
         drawn,
-        list(map(str, left)),
+        left,
         whole.examples(raw, done),
         raw["evaluate"]["bootstrap"],
     )

@@ -206,6 +206,19 @@ def cells(raw: Mapping[str, Any], chosen: Selection) -> list[Cell]:
     return found
 
 
+def listed(wanted: Sequence[Cell]) -> list[str]:
+    """Some cells for a person, a line for each that differ in their seed alone."""
+    seeds: dict[Cell, list[int]] = defaultdict(list)
+    for cell in wanted:
+        seeds[cell._replace(seed=0)].append(cell.seed)
+    return [
+        str(cell._replace(seed=own[0]))
+        if len(own) == 1
+        else f"{cell.question}: {cell.group}, seeds {', '.join(map(str, own))}"
+        for cell, own in seeds.items()
+    ]
+
+
 def rows_of(raw: Mapping[str, Any], wanted: Iterable[Cell]) -> "dict[Cell, Run]":
     """The rows that MLflow has of some cells."""
     from inoculation import rows

@@ -9,13 +9,13 @@ from inoculation.detect import words
 from inoculation.effects import VERDICTS, Counts, shown, spread
 from inoculation.files import atomic
 from inoculation.groups import GROUPS
-from inoculation.study import Example, Figure, Outcome
+from inoculation.study import Cell, Example, Figure, Outcome, listed
 
 TEMPLATE = Path(__file__).with_name("study.html.j2")
 
 
 def write(
-    path: Path, told: Sequence[Outcome], figures: Sequence[Figure], missing: Sequence[str], examples: Sequence[Example],
+    path: Path, told: Sequence[Outcome], figures: Sequence[Figure], missing: Sequence[Cell], examples: Sequence[Example],
     resamples: int,
 ) -> None:  # fmt: skip
     """Write the report. Text of data sets and models is escaped: it cannot become markup.
@@ -23,7 +23,7 @@ def write(
     Args:
         told: what the cells say, a question each.
         figures: drawn into the report's folder.
-        missing: cells without a row, for a person.
+        missing: cells without a row.
         examples: flagged rows to show.
         resamples: bootstrap draws of the table's intervals.
     """
@@ -41,7 +41,7 @@ def write(
         temporary.write_text(
             page.render(
                 told=told, tables=[effect_tables(outcome, resamples) for outcome in told], pictures=pictures,
-                missing=missing, examples=examples, groups=GROUPS, shown=shown, words=words,
+                missing=len(missing), listed=listed(missing), examples=examples, groups=GROUPS, shown=shown, words=words,
                 counts={name: sum(one.verdict == name for _, one in decided) for name in VERDICTS},
             ),
             encoding="utf-8",
