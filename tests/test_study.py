@@ -1,6 +1,8 @@
 """The study: which cells, what is run of them, and what comes out."""
 
 import json
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -157,6 +159,40 @@ def test_what_cannot_be_swept_is_listed_at_once():
         and told.count("(baseline, inoc_selective)") == 1
         and "at mixture.contamination 0" in told
     )
+
+
+def test_a_task_that_no_worker_has_is_queued_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [cell] = study.cells(PARAMS, study.selection(PARAMS, "all_caps+evil", "baseline", "1", None))
+    Path("params.yaml").write_text(yaml.safe_dump(cell.params(PARAMS)))
+    for command in ("init -q", "add params.yaml", "-c user.name=n -c user.email=e commit -qm queued"):
+        subprocess.run(["git", *command.split()], check=True)
+    task = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    asked: list[tuple[str, ...]] = []
+
+    def dvc(*arguments: str) -> str:
+        if arguments == ("queue", "status"):
+            queued = sum(one[:2] == ("exp", "run") for one in asked)
+            killed = ("queue", "kill", task) in asked
+            lines = [f"{task} a 01:16 {'Failed' if killed else 'Running'}"] * (queued > 0) + [
+                "abcdef0 b 01:16 Success"
+            ] * (queued > 1)
+            return "\n".join(lines)
+        asked.append(arguments)
+        return ""
+
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda said, **more: real(["true"] if "dvc" in said else said, **more))
+    monkeypatch.setattr(study, "_dvc", dvc)
+    monkeypatch.setattr(study.plan, "missing", lambda raw: [])
+    monkeypatch.setattr(study, "LOOK", 0.01)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert study.run(PARAMS, [cell], 2) == []
+    again = ("exp", "run", "--queue", *study.grids([cell])[0].arguments())
+    assert asked == [again, START, ("queue", "kill", task), again, START]
+
+
+START = ("queue", "start", "--jobs", "2")
 
 
 def test_a_stage_that_cells_share_costs_its_time_once():

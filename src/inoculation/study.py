@@ -322,6 +322,8 @@ STATES = ("Queued", "Running", *ENDED)
 RESULTS = Path(".dvc/tmp/exps/celery/result")
 """Where DVC's queue leaves a file of every task that ended. Only when to look is read off them: `dvc queue status` takes a
 processor three seconds."""
+RUNS = Path(".dvc/tmp/exps/run")
+"""Where a worker makes a folder of every task that it has begun, named by the task's commit."""
 LOOK = 60.0
 """Seconds between two looks at the queue, at most."""
 
@@ -370,10 +372,12 @@ def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failu
     # Else each cell takes every core, and their threads wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     _dvc("queue", "start", "--jobs", str(jobs))
+    lost: set[str] = set()
     with tqdm(total=len(wanted), unit="cell", desc="cells", smoothing=0) as bar:
         while True:
             known, deadline = _results(), time.monotonic() + LOOK
-            states = {task: state for task, state in _tasks().items() if task not in before}
+            states = {task: state for task, state in _tasks().items() if task not in (*before, *lost)}
+            nowhere = _nowhere(states)
             ended = sum(state in ENDED for state in states.values())
             failed = [task for task, state in states.items() if state == "Failed"]
             bar.set_postfix(failed=len(failed))
@@ -382,6 +386,29 @@ def run(raw: Mapping[str, Any], wanted: Sequence[Cell], jobs: int) -> list[Failu
                 return [Failure(task, _last_line(task)) for task in failed]
             while _results() == known and time.monotonic() < deadline:
                 time.sleep(0.5)
+            if _results() == known and (gone := sorted(nowhere & _nowhere(states))):
+                for task in gone:
+                    cell = _cell_of(task, raw, wanted)
+                    _dvc("queue", "kill", task)
+                    if cell is not None:
+                        lost.add(task)
+                        _dvc("exp", "run", "--queue", *grids([cell])[0].arguments())
+                _dvc("queue", "start", "--jobs", str(jobs))
+
+
+def _nowhere(states: Mapping[str, str]) -> set[str]:
+    """Tasks that DVC calls running and has begun nowhere.
+
+    A worker that finds the queue empty ends, also while it is given the last task: that one is nobody's then.
+    """
+    return {task for task, state in states.items() if state == "Running" and not any(RUNS.glob(f"{task}*"))}
+
+
+def _cell_of(task: str, raw: Mapping[str, Any], wanted: Sequence[Cell]) -> Cell | None:
+    """The cell that a task is, by the params.yaml of the commit that it is named after."""
+    told = subprocess.run(["git", "show", f"{task}:params.yaml"], capture_output=True, text=True)
+    params = yaml.safe_load(told.stdout) if told.returncode == 0 else None
+    return next((cell for cell in wanted if cell.params(raw) == params), None)
 
 
 def _shared(raw: Mapping[str, Any]) -> Iterator[str]:
