@@ -491,7 +491,7 @@ def pages(folder: Path) -> dict[str, int]:
     )
     outcome = study.Outcome(question, [cell], [], [finding], [EVIL], ["all_caps", "evil"], EVIL, 1.0)
     example = study.Example(question, "inoc_sae", 0, None, EVIL, EVIL, pieces[3])
-    study_page.write(folder / "study.html", [outcome], [], [EVIL], [example], 100)
+    study_page.write(folder / "study.html", [outcome], [], [study.Cell(EVIL, EVIL, EVIL, EVIL, 0)], [example], 100)
     source = jsonl(folder / "own.jsonl", [row.as_json() for row in rows])
     found = Found([flag["flagged"] for flag in flags], [flag["score"] for flag in flags], EVIL, EVIL, {})
     export.export(folder, source, digest(source), read_sft(source), found, EVIL)
