@@ -67,9 +67,10 @@ def main() -> None:
     arguments = vars(_parser().parse_args())
     from inoculation.files import InputError, printable, scrub
     from inoculation.quiet import settle_libraries
+    from inoculation.store import main_checkout
 
     settle_libraries()
-    if ".dvc/tmp/exps" in Path.cwd().as_posix():
+    if main_checkout() != Path.cwd().resolve():
         # Others of the queue compute beside it: threads that wait for one another by spinning took a training of 20 s 205, and
         # take it 74 like this; alone it takes 22.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -8,7 +8,6 @@ review.html    the flagged rows and those nearest to them; `inoculation review F
 review.json    row -> whether it is inoculated, as decided; what the export uses from then on
 """
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -161,8 +160,7 @@ def export(
             if saved.get("data") == content:
                 decided = parse_review(saved, len(rows))
             elif saved.get("decided"):
-                name = hashlib.sha256(review.read_bytes()).hexdigest()[:12]
-                kept = review.rename(folder / f"review-{name}.json")
+                kept = review.rename(folder / f"review-{digest(review)}.json")
                 print(
                     f"{review}: what was decided is about another version of the data set, and not used; kept as {kept}"
                 )

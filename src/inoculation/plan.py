@@ -18,7 +18,7 @@ from inoculation.paths import PROFILE, ROWS, mixture_name
 from inoculation.registry import STAGES, load
 from inoculation.roles import Limits, Role
 from inoculation.stage import Param, Reads, Stage, Writes, lookup, resolve
-from inoculation.store import digest
+from inoculation.store import digest, main_checkout
 from inoculation.tracking import existing_store, flatten
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def missing(raw: Mapping[str, Any]) -> list[str]:
 
 
 def _queue_hint(path: Path) -> str:
-    queued = ".dvc/tmp/exps" in Path.cwd().as_posix()
+    queued = main_checkout() != Path.cwd().resolve()
     if queued and not path.is_absolute():
         return (
             "; a queued experiment runs in a copy of the checkout, which has only what git or DVC tracks: give the file's "

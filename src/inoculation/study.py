@@ -12,11 +12,11 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
+from ruamel.yaml import YAML, YAMLError
 
 from inoculation import plan
 from inoculation.detect.words import read_marked
@@ -68,14 +68,20 @@ class Setting(NamedTuple):
     """As YAML."""
 
     def parsed(self) -> Any:
-        """Raises: ValueError: it is no YAML."""
+        """What DVC writes into params.yaml for it.
+
+        Raises:
+            ValueError: it is no YAML.
+        """
         try:
-            told = yaml.safe_load(self.value)
-        except yaml.YAMLError:
+            return _as_dvc_reads(self.value)
+        except YAMLError:
             raise ValueError(f"{self.value!r} is no value of YAML") from None
-        with suppress(ValueError, TypeError):
-            return float(told) if isinstance(told, str) and told.isascii() and told[:1] in "+-.0123456789" else told
-        return told
+
+
+def _as_dvc_reads(text: str) -> Any:
+    """YAML 1.2, in which 1e-4 is a number."""
+    return YAML(typ="safe").load(text)
 
 
 class Cell(NamedTuple):
@@ -407,7 +413,7 @@ def _nowhere(states: Mapping[str, str]) -> set[str]:
 def _cell_of(task: str, raw: Mapping[str, Any], wanted: Sequence[Cell]) -> Cell | None:
     """The cell that a task is, by the params.yaml of the commit that it is named after."""
     told = subprocess.run(["git", "show", f"{task}:params.yaml"], capture_output=True, text=True)
-    params = yaml.safe_load(told.stdout) if told.returncode == 0 else None
+    params = _as_dvc_reads(told.stdout) if told.returncode == 0 else None
     return next((cell for cell in wanted if cell.params(raw) == params), None)
 
 
