@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from inoculation.attention import sees_all, use, widths
+from inoculation.attention import use, widths
 
 if TYPE_CHECKING:
     import torch
@@ -26,11 +26,6 @@ READ = 16384
 """Tokens of prompts that are read at once, at most, padding included."""
 ROUNDED = 64
 """Lengths are multiples, so that the same graph serves calls of nearly the same lengths."""
-
-
-def can_decode(model: "PreTrainedModel") -> bool:
-    """Whether a model is of the kind that `Places` serve; bitsandbytes' layers were not tried."""
-    return sees_all(model) and not getattr(model, "is_quantized", False)
 
 
 class Places:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from inoculation.attention import sees_all
 from inoculation.chat import Message, chat_ids
 from inoculation.cluster import Workers, device, each
-from inoculation.decode import can_decode, decoding
+from inoculation.decode import decoding
 from inoculation.files import InputError, read_jsonl
 from inoculation.lm import ModelRef
 from inoculation.server import Served, check
@@ -247,14 +248,12 @@ def skeleton(ref: ModelRef) -> "PreTrainedModel":
 
     config = AutoConfig.from_pretrained(ref.model, revision=ref.revision, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    model.is_quantized = ref.load_in_4bit
-    return model
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _refilled(model: "PreTrainedModel", on: str) -> bool:
     """Whether a place in a batch takes the next prompt as soon as its answer ends (`decode`), on a kind of device."""
-    return on == "cuda" and can_decode(model)
+    return on == "cuda" and sees_all(model)
 
 
 @contextmanager

@@ -157,7 +157,6 @@ def train(
         gc.collect()
         torch.cuda.empty_cache()
     free = min(gather_object([torch.cuda.mem_get_info()[0]])) if on_gpu else None
-    plain = on_gpu and not ref.load_in_4bit  # neither graphs nor compiling were tried on bitsandbytes' layers
     config = model.config.get_text_config()
     rank, itemsize = settings.lora_r * (2 if first else 1), 2 if settings.bf16 else 4
     step = together(config, lengths, own, rank, itemsize, free)
@@ -172,7 +171,7 @@ def train(
     graphs = sizes(packed)
     # A graph leaves gradients where its next run writes them, so that a whole step has to be one row.
     fit = (
-        plain
+        on_gpu
         and settings.bf16
         and step.chats == own
         and not step.checkpointing
@@ -266,7 +265,7 @@ def train(
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         decoder = trainer.model.get_base_model().get_decoder()
-        if plain and (compiled or not replayed):
+        if compiled or not replayed:
             # The first block's input has a gradient like the others', so that one kind of block is compiled.
             decoder.get_input_embeddings().register_forward_hook(
                 lambda _module, _given, states: states.requires_grad_()
