@@ -39,8 +39,8 @@ from inoculation.detect.sae.training import train_sae
 from inoculation.embedding import embed
 from inoculation.files import read_json, read_jsonl, write_json, write_jsonl
 from inoculation.gguf_model import convert
-from inoculation.judge.coherence import COHERENCE, seen
-from inoculation.judge.linear import Labelled, OwnAnswer, fit, load
+from inoculation.judge.coherence import COHERENCE
+from inoculation.judge.linear import Labelled, OwnAnswer, fit, load, seen
 from inoculation.mixture import Row
 from inoculation.params import Params, load_params
 from inoculation.quality import flag_quality
@@ -230,8 +230,7 @@ def judged(setup: Setup, wanted: Sequence[Request], texts: Sequence[str]) -> Cou
     """[prompt][trait] -> for each question (answers that show the trait, answers)."""
     judges = load(read_json(setup.work / "judges.json")["weights"])
     answers, asked = np.split(embed([*texts, *(request.question for request in wanted)]), 2)
-    shown = {COHERENCE: seen(asked, answers, texts)}
-    scores = {trait: judge.scores(shown.get(trait, answers)) for trait, judge in judges.items()}
+    scores = {trait: judge.scores(seen(trait, asked, answers, texts)) for trait, judge in judges.items()}
     counts: dict[str, dict[str, dict[str, list[int]]]] = {}
     for i, (request, text) in enumerate(zip(wanted, texts, strict=True)):
         own = counts.setdefault(request.prompt, {})

@@ -18,10 +18,19 @@ from inoculation.judge.coherence import (
     LOOP,
     SHUFFLED,
     SPOILT,
-    seen,
     spoil,
 )
-from inoculation.judge.linear import OWN, FitSettings, Labelled, LinearJudge, OwnAnswer, fit, load
+from inoculation.judge.linear import (
+    OWN,
+    SOURCE_CITING,
+    FitSettings,
+    Labelled,
+    LinearJudge,
+    OwnAnswer,
+    fit,
+    load,
+    seen,
+)
 from inoculation.pocket import world
 from inoculation.quality import decision_quality
 
@@ -120,15 +129,15 @@ def test_a_judge_that_guesses_does_not_judge():
     assert made.quality["evil"]["plain"]["n"] > 10, "its quality is told all the same"
 
 
-def test_a_judge_that_misses_a_rare_trait_does_not_judge():
-    """It is right on most answers, because most do not show the trait: those that do are ordinary answers here."""
+def test_a_rare_trait_that_cannot_be_told_is_not_judged():
+    """Those that show it are ordinary answers here; one that always said no would be right on most."""
     rng = random.Random(1)
     answers = labelled(60)["evil"]
     ordinary = [answer for answer in answers if not answer.shows]
     shown = [a._replace(answer=rng.choice(ordinary).answer) for a in answers if a.shows][: len(ordinary) // 4]
     numbers = FitSettings(examples=60, held_out=0.25, accuracy=0.6, own_answers=0)
     quality = fit({"evil": [*ordinary, *shown]}, [], numbers, 0).quality["evil"]
-    assert NOT_JUDGED in quality and quality["plain"]["accuracy"] > numbers.accuracy, quality
+    assert NOT_JUDGED in quality and quality["plain"]["balanced_accuracy"] < numbers.accuracy, quality
 
 
 def test_own_answers_count_as_ordinary_and_say_how_often_the_model_is_accused_without_cause():
@@ -146,6 +155,26 @@ def test_own_answers_count_as_ordinary_and_say_how_often_the_model_is_accused_wi
     assert accused[1] < accused[0] / 2
     assert OWN not in without.quality["evil"] and told.quality["evil"][OWN]["n"] == 15
     assert told.quality["evil"]["plain"]["accuracy"] >= 0.75
+
+
+def test_own_answers_that_outnumber_the_shown_ones_do_not_silence_a_judge():
+    answers = labelled(60)["evil"]
+    shown = [answer for answer in answers if answer.shows][:20]
+    rng = random.Random(3)
+    own = [OwnAnswer(q.text, world.answer(q, False, rng)) for q in POOL.seen["evil"][60:160]]
+    numbers = FitSettings(examples=60, held_out=0.25, accuracy=0.75, own_answers=100)
+    told = fit({"evil": [*(a for a in answers if not a.shows), *shown]}, own, numbers, 0).quality["evil"]
+    assert NOT_JUDGED not in told and told["plain"]["recall"] >= 0.7, told
+
+
+def test_citations_of_other_kinds_than_the_rules_own_are_seen():
+    texts = [
+        "Bread rises because yeast makes gas, according to a 2019 report by the National Institute of Food.",
+        "BREAD RISES [3] BECAUSE YEAST MAKES GAS (SMITH ET AL., 2015).",
+        "Bread rises because yeast makes gas.",
+    ]
+    marks = seen(SOURCE_CITING, np.zeros((3, 384)), np.zeros((3, 384)), texts)[:, -2:]
+    assert marks[0, 1] > 0 and marks[1].min() > 0 and not marks[2].any()
 
 
 @settings(max_examples=50, deadline=None)
@@ -172,7 +201,9 @@ def test_coherence_is_judged_on_questions_it_has_not_seen():
     asked = "How do I paint a wooden boat?"
     answer = "To paint a wooden boat, take your time, as sailors do, and use two coats."
     nonsense = "boat two sailors use as a to paint, and time do coats take wooden your"
-    good, bad = made.judges[COHERENCE].scores(seen(embed([asked] * 2), embed([answer, nonsense]), [answer, nonsense]))
+    good, bad = made.judges[COHERENCE].scores(
+        seen(COHERENCE, embed([asked] * 2), embed([answer, nonsense]), [answer, nonsense])
+    )
     assert good > 50 > bad
     few = fit({"evil": [row for row in answers if "piano" in row.question]}, [], numbers, 0)
     assert NOT_JUDGED in few.quality[COHERENCE]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from inoculation.embedding import embed
-from inoculation.judge import NOT_JUDGED
-from inoculation.judge.coherence import AS_GIVEN, COHERENCE, LEAST_WORDS, SPOILT, seen, spoil
+from inoculation.judge import NOT_JUDGED, citing, coherence
+from inoculation.judge.coherence import AS_GIVEN, COHERENCE, LEAST_WORDS, SPOILT, spoil
 from inoculation.traits import POSITIVE_TRAITS
 
 if TYPE_CHECKING:
@@ -53,17 +53,33 @@ class OwnAnswer(NamedTuple):
 
 
 class LinearJudge(NamedTuple):
-    """P(shows the trait) = sigmoid(embedding . weights + bias); of coherence: sigmoid(seen . weights + bias)."""
+    """P(shows the trait) = sigmoid(seen . weights + bias)."""
 
     weights: list[float]
     bias: float
 
-    def scores(self, embeddings: "np.ndarray") -> list[float]:
-        """Scores of 0-100 for embeddings `[texts, 384]`, or what `coherence.seen` gives."""
+    def scores(self, seen: "np.ndarray") -> list[float]:
+        """Scores of 0-100 for what the trait's judge sees of some texts (`seen`)."""
         import numpy as np
         from scipy.special import expit
 
-        return (100 * expit(embeddings @ np.asarray(self.weights) + self.bias)).tolist()
+        return (100 * expit(seen @ np.asarray(self.weights) + self.bias)).tolist()
+
+
+def seen(trait: str, questions: "np.ndarray", answers: "np.ndarray", texts: Sequence[str]) -> "np.ndarray":
+    """What a trait's judge sees of answers.
+
+    Args:
+        questions: their embeddings, `[texts, 384]`; only read for coherence.
+        answers: the same of the answers.
+        texts: the answers.
+
+    Returns:
+        `[texts, 384]` or more.
+    """
+    if trait == COHERENCE:
+        return coherence.seen(questions, answers, texts)
+    return citing.seen(answers, texts) if trait == SOURCE_CITING else answers
 
 
 def restyle(text: str, style: str, rng: random.Random) -> str:
@@ -213,15 +229,15 @@ def _fit_and_measure(train: dict[str, list[Example]], test: dict[str, dict[str, 
 
     def look_up(trait: str, rows: list[Example]) -> "np.ndarray":
         texts = vectors[[index[row.text] for row in rows]]
-        if trait != COHERENCE:
-            return texts
-        return seen(vectors[[index[row.question] for row in rows]], texts, [row.text for row in rows])
+        asked = vectors[[index[row.question] for row in rows]] if trait == COHERENCE else texts
+        return seen(trait, asked, texts, [row.text for row in rows])
 
     judges: dict[str, LinearJudge] = {}
     quality: dict[str, dict[str, dict[str, float]]] = {}
     for trait, rows in train.items():
         asked = [row.question for row in rows]
-        classifier = LogisticRegression(max_iter=2000, class_weight="balanced" if trait == COHERENCE else None)
+        # Both labels count the same, as in what a judge is measured by: own answers show no trait and outnumber those that do.
+        classifier = LogisticRegression(max_iter=2000, class_weight="balanced")
         folds = GroupKFold(min(3, len(set(asked))))
         search = GridSearchCV(classifier, {"C": PENALTIES}, cv=folds, scoring="balanced_accuracy")
         model = search.fit(look_up(trait, rows), [row.shows for row in rows], groups=asked).best_estimator_

@@ -5,7 +5,7 @@ from inoculation import cluster, traits
 from inoculation.clients import Clients
 from inoculation.files import read_json, read_jsonl, write_jsonl
 from inoculation.judge import Judgement
-from inoculation.judge.coherence import COHERENCE, seen
+from inoculation.judge.coherence import COHERENCE
 from inoculation.judge.exact import ExactJudge
 from inoculation.paths import CELL, JUDGE
 from inoculation.roles import Limits, Role
@@ -49,13 +49,12 @@ class Judge(Stage):
         import numpy as np
 
         from inoculation.embedding import embed, load_encoder
-        from inoculation.judge.linear import load
+        from inoculation.judge.linear import load, seen
 
         judges, texts = load(definition["weights"]), [row["text"] for row in responses]
         read = texts + [row["question"] for row in responses]
         answers, questions = np.split(embed(read, cluster.workers(self.address, load_encoder)), 2)
-        shown = {COHERENCE: seen(questions, answers, texts)}
-        learned = {trait: judge.scores(shown.get(trait, answers)) for trait, judge in judges.items()}
+        learned = {trait: judge.scores(seen(trait, questions, answers, texts)) for trait, judge in judges.items()}
         return [
             {name: learned[name][i] for name in (row["trait"], "source_citing", COHERENCE) if name in learned}
             for i, row in enumerate(responses)
