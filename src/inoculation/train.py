@@ -12,18 +12,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inoculation import lm
 from inoculation.attention import use_packed
-from inoculation.chat import IGNORED, encode
+from inoculation.chat import IGNORED, Encoded, encode
 from inoculation.epoch import Order, sampler
 from inoculation.files import InputError
 from inoculation.graphed import SMALL, longest_filling, replay, sizes
-from inoculation.memory import GIB, fits_as_graphs, together
+from inoculation.memory import GIB, Together, fits_as_graphs, together
 from inoculation.mixture import TrainingChat
 from inoculation.preventative import OWN, Steering, keep_on, steer
 from inoculation.store import last_checkpoint
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from trl import SFTTrainer
 
 LOGGED = 5
 """Steps that a point of the curve is the mean of."""
@@ -125,18 +127,9 @@ def train(
     """
     import torch
     from accelerate import PartialState
-    from accelerate.utils import gather_object
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
 
     tokenizer = lm.load_tokenizer(ref)
-    encoded = []
-    for number, chat in enumerate(chats, start=1):
-        try:
-            encoded.append(encode(tokenizer, chat.row.messages, chat.system, settings.max_length))
-        except InputError as error:
-            raise InputError(f"training example {number}: {error}") from None
+    encoded = _encoded(tokenizer, chats, settings.max_length)
     on_gpu = lm.device() == "cuda"
     processes = PartialState(cpu=not on_gpu)
     frozen = work / "frozen"
@@ -148,42 +141,129 @@ def train(
         if on_gpu:
             torch.cuda.empty_cache()
     own = share(settings.batch_size, processes.num_processes)
-    lengths = [len(row.input_ids) for row in encoded]
     torch.manual_seed(seed)
     model = lm.load_model(ref)
     if steering:
         steer(model, steering)
+    steps = _steps(model, encoded, settings, own, processes.num_processes, seed, bool(first))
+    many = f" in {processes.num_processes} processes" if processes.num_processes > 1 else ""
+    print(
+        f"{len(encoded)} chats, {settings.batch_size} a step{many}, {steps.at_once.chats} at once: {steps.at_once.reason}"
+    )
+    checkpoint = last_checkpoint(work)
+    resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+    trainer = _trainer(model, tokenizer, settings, steps, own, save_steps, resumed_from, seed, work)
+    trainer.add_callback(_curve(on_log))
+    if first:
+        trainer.add_callback(keep_on(trainer.model, frozen))
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        _quicken(trainer.model.get_base_model().get_decoder(), steps)
+    if checkpoint:
+        print(f"continuing the interrupted training from {checkpoint.name}")
+    start = time.monotonic()
+    done = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).global_step
+    seconds = time.monotonic() - start
+    if processes.is_main_process:
+        _save(trainer.model, tokenizer, work / "adapter", adapter)
+    processes.wait_for_everyone()  # the others may be about to load it
+    log = [row for row in trainer.state.log_history if "loss" in row]  # means over all processes
+    points = [row["step"] for row in log]
+    total = sum(row["loss"] * (step - before) for row, step, before in zip(log, points, [0, *points[:-1]], strict=True))
+    result = TrainResult(
+        examples=len(encoded),
+        steps=done,
+        supervised_tokens=sum(label != IGNORED for row in encoded for label in row.labels),
+        cut_examples=sum(row.cut > 0 for row in encoded),
+        train_loss=total / done,
+        log=log,
+    )
+    tokens = (done - resumed_from) / done * settings.epochs * sum(len(row.input_ids) for row in encoded)
+    return result, Cost(
+        resumed_from, seconds, tokens / seconds, torch.cuda.max_memory_allocated() / GIB if on_gpu else 0.0
+    )
+
+
+def _encoded(tokenizer: "PreTrainedTokenizerBase", chats: Sequence[TrainingChat], max_length: int) -> list[Encoded]:
+    encoded = []
+    for number, chat in enumerate(chats, start=1):
+        try:
+            encoded.append(encode(tokenizer, chat.row.messages, chat.system, max_length))
+        except InputError as error:
+            raise InputError(f"training example {number}: {error}") from None
+    return encoded
+
+
+class _Steps(NamedTuple):
+    """How an optimiser's steps are computed, which says nothing about what they learn."""
+
+    at_once: Together
+    rows: list[dict[str, list[int]]]
+    """Chats as the trainer takes them, and behind them what fills the last step of several processes."""
+    order: Order
+    compiled: bool
+    """The decoder's blocks are."""
+    graphs: list[int]
+    """Lengths of rows for which the decoder runs as CUDA graphs; none: it does not."""
+
+
+def _steps(
+    model: "PreTrainedModel", encoded: Sequence[Encoded], settings: TrainSettings, own: int, processes: int, seed: int,
+    two_adapters: bool,
+) -> _Steps:  # fmt: skip
+    """Choose how a model's steps are computed, and let it attend in that way.
+
+    Args:
+        own: chats of a step that each process takes.
+    """
+    import torch
+    from accelerate.utils import gather_object
+
+    on_gpu = model.device.type == "cuda"
     if on_gpu:
         gc.collect()
         torch.cuda.empty_cache()
     free = min(gather_object([torch.cuda.mem_get_info()[0]])) if on_gpu else None
-    config = model.config.get_text_config()
-    rank, itemsize = settings.lora_r * (2 if first else 1), 2 if settings.bf16 else 4
-    step = together(config, lengths, own, rank, itemsize, free)
-    if settings.bf16 and lm.trains_eagerly(config, max(lengths), step.chats):
+    config, lengths = model.config.get_text_config(), [len(row.input_ids) for row in encoded]
+    rank, itemsize = settings.lora_r * (2 if two_adapters else 1), 2 if settings.bf16 else 4
+    at_once = together(config, lengths, own, rank, itemsize, free)
+    if settings.bf16 and lm.trains_eagerly(config, max(lengths), at_once.chats):
         model.set_attn_implementation("eager")
     rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in encoded]
-    # What fills the last step of several processes: nothing is learned of it.
-    filling = -len(rows) % settings.batch_size if processes.num_processes > 1 else 0
+    filling = -len(rows) % settings.batch_size if processes > 1 else 0  # nothing is learned of it
     rows += [{"input_ids": rows[0]["input_ids"][:2], "labels": [IGNORED] * 2}] * filling
-    order = Order([len(row["input_ids"]) for row in rows], filling, seed, settings.batch_size, step.chats, not on_gpu)
+    order = Order(
+        [len(row["input_ids"]) for row in rows], filling, seed, settings.batch_size, at_once.chats, not on_gpu
+    )
     packed, compiled = order.rows(math.ceil(settings.epochs)), model.num_parameters() >= SMALL
     graphs = sizes(packed)
     # A graph leaves gradients where its next run writes them, so that a whole step has to be one row.
     fit = (
         on_gpu
         and settings.bf16
-        and step.chats == own
-        and not step.checkpointing
+        and at_once.chats == own
+        and not at_once.checkpointing
         and fits_as_graphs(config, graphs[-1], len(graphs), rank, itemsize, compiled, free or 0)
     )
     replayed = use_packed(model, max(max(lengths), longest_filling(packed, graphs) if fit else 0)) and fit
-    many = f" in {processes.num_processes} processes" if processes.num_processes > 1 else ""
-    print(f"{len(encoded)} chats, {settings.batch_size} a step{many}, {step.chats} at once: {step.reason}")
+    return _Steps(at_once, rows, order, on_gpu and (compiled or not replayed), graphs if replayed else [])
+
+
+def _trainer(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", settings: TrainSettings, steps: _Steps, own: int,
+    save_steps: int, resumed_from: int, seed: int, work: Path,
+) -> "SFTTrainer":  # fmt: skip
+    """TRL's trainer, in our order, and without its waits for the GPU."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    on_gpu = model.device.type == "cuda"
 
     class Trainer(SFTTrainer):
         def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler[int]:
-            return sampler(order, resumed_from // math.ceil(len(rows) / settings.batch_size))
+            return sampler(steps.order, resumed_from // math.ceil(len(steps.rows) / settings.batch_size))
 
         counted: torch.Tensor | float = 0.0
         """Since the last point of the curve, on the device: entropy (summed over labels), labels hit, labels, tokens."""
@@ -217,10 +297,10 @@ def train(
                 self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
             super().log(logs, start_time)
 
-    trainer = Trainer(
+    return Trainer(
         model=model,
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(steps.rows),
         peft_config=LoraConfig(
             r=settings.lora_r,
             lora_alpha=settings.lora_alpha,
@@ -237,15 +317,15 @@ def train(
             max_length=None,
             num_train_epochs=settings.epochs,
             padding_free=on_gpu,
-            per_device_train_batch_size=step.chats,
-            gradient_accumulation_steps=own // step.chats,
+            per_device_train_batch_size=steps.at_once.chats,
+            gradient_accumulation_steps=own // steps.at_once.chats,
             learning_rate=settings.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=settings.warmup_steps,
             weight_decay=settings.weight_decay,
             optim="adamw_torch_fused" if on_gpu and settings.optimizer == "adamw_torch" else settings.optimizer,
             bf16=settings.bf16 and lm.has_bfloat16(),
-            gradient_checkpointing=step.checkpointing,
+            gradient_checkpointing=steps.at_once.checkpointing,
             use_cpu=not on_gpu,
             dataloader_pin_memory=on_gpu,
             seed=seed,
@@ -258,48 +338,18 @@ def train(
             ddp_find_unused_parameters=False,
             ddp_broadcast_buffers=False,
         ),
-        callbacks=[_curve(on_log)],
     )
-    if first:
-        trainer.add_callback(keep_on(trainer.model, frozen))
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-        decoder = trainer.model.get_base_model().get_decoder()
-        if compiled or not replayed:
-            # The first block's input has a gradient like the others', so that one kind of block is compiled.
-            decoder.get_input_embeddings().register_forward_hook(
-                lambda _module, _given, states: states.requires_grad_()
-            )
-            for block in decoder.layers:
-                block.compile(dynamic=True)
-        if replayed:
-            replay(decoder, graphs, step.chats)
-    checkpoint = last_checkpoint(work)
-    resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-    if checkpoint:
-        print(f"continuing the interrupted training from {checkpoint.name}")
-    start = time.monotonic()
-    outcome = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    seconds = time.monotonic() - start
-    if processes.is_main_process:
-        _save(trainer.model, tokenizer, work / "adapter", adapter)
-    processes.wait_for_everyone()  # the others may be about to load it
-    done = (outcome.global_step - resumed_from) / outcome.global_step
-    log = [row for row in trainer.state.log_history if "loss" in row]  # means over all processes
-    steps = [row["step"] for row in log]
-    total = sum(row["loss"] * (step - before) for row, step, before in zip(log, steps, [0, *steps[:-1]], strict=True))
-    result = TrainResult(
-        examples=len(encoded),
-        steps=outcome.global_step,
-        supervised_tokens=sum(label != IGNORED for row in encoded for label in row.labels),
-        cut_examples=sum(row.cut > 0 for row in encoded),
-        train_loss=total / outcome.global_step,
-        log=log,
-    )
-    tokens = done * settings.epochs * sum(lengths)
-    return result, Cost(
-        resumed_from, seconds, tokens / seconds, torch.cuda.max_memory_allocated() / GIB if on_gpu else 0.0
-    )
+
+
+def _quicken(decoder: "torch.nn.Module", steps: _Steps) -> None:
+    """Compile a decoder's blocks, and let it run as graphs, where that was chosen."""
+    if steps.compiled:
+        # The first block's input has a gradient like the others', so that one kind of block is compiled.
+        decoder.get_input_embeddings().register_forward_hook(lambda _module, _given, states: states.requires_grad_())
+        for block in decoder.layers:
+            block.compile(dynamic=True)
+    if steps.graphs:
+        replay(decoder, steps.graphs, steps.at_once.chats)
 
 
 def _save(model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", staging: Path, adapter: Path) -> None:
