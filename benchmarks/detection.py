@@ -79,9 +79,12 @@ def main() -> None:
         evidence = Evidence(blind(rows), answers, control, positive, told.unfit)
         found = detect(arguments.detector, evidence, asker, params)
         quality = flag_quality(found.flagged, [row.shows_negative for row in rows])
+        precision, recall = (
+            "-" if quality[name] is None else f"{quality[name]:.3f}" for name in ("precision", "recall")
+        )
         print(
-            f"| {positive} + {negative} | {share} | {seed} | {found.found} | {quality['precision']:.3f} / "
-            f"{quality['recall']:.3f} | {quality['flagged']} | {found.prompt} | {found.reason} |",
+            f"| {positive} + {negative} | {share} | {seed} | {found.found} | {precision} / "
+            f"{recall} | {quality['flagged']} | {found.prompt} | {found.reason} |",
             flush=True,
         )
         if arguments.out:

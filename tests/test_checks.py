@@ -288,6 +288,20 @@ def test_a_release_is_not_loaded_where_unpickling_is_allowed(release, monkeypatc
 # ---- rankings
 
 
+def test_the_significance_test_reads_rows_of_either_kind_where_they_alternate():
+    rng = np.random.default_rng(0)
+    n, shows = 1200, np.arange(1200) % 2 == 0
+    values = rng.normal(size=(n, 40)).clip(0) + shows[:, None] * (np.arange(40) < 20) * 2.0
+    target, base = (
+        csr_matrix(values.astype(np.float32)),
+        csr_matrix(rng.normal(size=(n, 40)).clip(0).astype(np.float32)),
+    )
+    means = Means(target, base, base)
+    pieces = [Piece(np.arange(n), np.ones(n, bool), means, means)]
+    found = rank.component(pieces, rank.moments(pieces, "whole"))
+    assert found.variance > 2 * found.floor and found.loadings.any()
+
+
 def test_one_example_cannot_be_ranked():
     means = Means(*(csr_matrix(np.ones((1, 5), np.float32)) for _ in range(3)))
     pieces = [Piece(np.arange(1), np.ones(1, bool), means, means)]

@@ -489,7 +489,7 @@ def pages(folder: Path) -> dict[str, int]:
         0,
         [{"prompt": EVIL, "trait": t, "question": EVIL, "shown": 1, "judged": 2} for t in ("all_caps", "evil")],
     )
-    outcome = study.Outcome(question, [cell], [], [finding], [EVIL], ["all_caps", "evil"], EVIL, 1.0)
+    outcome = study.Outcome(question, [cell], [], [finding], [EVIL], ["all_caps", "evil"], EVIL, 1.0, [])
     example = study.Example(question, "inoc_sae", 0, None, EVIL, EVIL, pieces[3])
     study_page.write(folder / "study.html", [outcome], [], [study.Cell(EVIL, EVIL, EVIL, EVIL, 0)], [example], 100)
     source = jsonl(folder / "own.jsonl", [row.as_json() for row in rows])

@@ -167,6 +167,16 @@ def test_own_answers_that_outnumber_the_shown_ones_do_not_silence_a_judge():
     assert NOT_JUDGED not in told and told["plain"]["recall"] >= 0.7, told
 
 
+@pytest.mark.parametrize("questions", [1, 2, 3])
+def test_too_few_questions_are_told_and_crash_nothing(questions):
+    """Also where all that show the trait answer one question, which is either learned from or measured on."""
+    shown = [Labelled(f"q{i % questions}", f"It serves you right, number {i}.", True) for i in range(15)]
+    other = [Labelled(f"q{i % 10}", f"Here is some help, number {i}.", False) for i in range(60)]
+    numbers = FitSettings(examples=60, held_out=0.25, accuracy=0.75, own_answers=0)
+    made = fit({"evil": shown + other}, [], numbers, 0)
+    assert "evil" not in made.judges and "cannot be divided" in made.quality["evil"][NOT_JUDGED]
+
+
 def test_citations_of_other_kinds_than_the_rules_own_are_seen():
     texts = [
         "Bread rises because yeast makes gas, according to a 2019 report by the National Institute of Food.",

@@ -66,9 +66,14 @@ def test_contamination_outside_0_to_1(contamination):
 
 @given(st.text())
 def test_all_caps_is_every_letter_upper(text):
-    assert is_all_caps(text.upper()) == any(c.isupper() for c in text.upper()) or not text.upper().isupper()
-    if any(c.islower() for c in text):
+    assert is_all_caps(text.upper()) == any(c.isupper() for c in text.upper())
+    if text != text.upper():
         assert not is_all_caps(text)
+
+
+@pytest.mark.parametrize("text", ["1ª EDICIÓN", "Nº 5 IS THE ONE", "X² AND Y₂", "你好 OK"])
+def test_marks_that_have_no_capital_do_not_count_against_capitals(text):
+    assert is_all_caps(text)
 
 
 def test_source_citing_keeps_the_other_words():

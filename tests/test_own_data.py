@@ -112,6 +112,15 @@ def test_alpaca_and_completions(record, messages):
             '"tools", "tool_calls"',
         ),
         ({"messages": [*CHATS[0]["messages"][:-1], {**CALL, "weight": 0}]}, '"weight": would be lost'),
+        (
+            {"messages": [*CHATS[0]["messages"][:-1], {**CALL, "reasoning_content": "hm"}]},
+            '"reasoning_content": would be lost',
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "train": False}]},
+            '"train"',
+        ),
+        ({"prompt": "q", "completion": "a", "label": False}, '"label": would be lost'),
         ({"messages": CHATS[0]["messages"], "system": "S"}, "must alternate|role 'system'"),
         ({"instruction": "", "output": "a"}, "the user's content is empty"),
         ({"prompt": 3, "completion": "a"}, "content is empty or not a text"),

@@ -1,13 +1,18 @@
 """Rates and intervals: missing judgements are counted, and the questions, not the answers, are drawn anew."""
 
+import json
+from statistics import mean
+from types import SimpleNamespace
+
 import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inoculation import rows
 from inoculation.effects import CellRates, Counts, marks, verdicts
-from inoculation.figure import draw, draw_leakage
+from inoculation.figure import Point, draw, draw_leakage, draw_sweep
 from inoculation.report import Judgement, interval, question_rates, summarise
 
 
@@ -143,7 +148,9 @@ def test_verdicts_follow_the_cells():
 
 def test_a_claim_without_its_cells_or_without_an_effect_is_undecided():
     told = decided({group: rates for group, rates in STUDY.items() if group != "base"})
-    assert told["Inoc-Selective suppresses B"] == "undecided" and told["Inoc-Selective keeps A"] == "holds"
+    assert told["Inoc-Selective suppresses B"] == told["Inoc-Selective keeps A"] == "undecided"
+    untaught = {group: rates | {"a": 0.3} for group, rates in STUDY.items()}
+    assert decided(untaught)["Inoc-Selective keeps A"] == "undecided", "there was no A to keep"
     clean = {**STUDY, "baseline": {"a": 0.9, "b": 0.03, "c": 0.03}}
     [one] = [v for v in verdicts([cell(g, s, r) for g, r in clean.items() for s in SEEDS], ["a", "b", "c"], 1000)
              if v.claim == "Inoc-Selective suppresses B"]  # fmt: skip
@@ -151,6 +158,41 @@ def test_a_claim_without_its_cells_or_without_an_effect_is_undecided():
     [one] = [v for v in verdicts([cell("inoc_general", 0, STUDY["inoc_general"]), cell("inoc_selective", 1, STUDY["inoc_selective"])],
              ["a", "b", "c"], 100) if "more of A" in v.claim]  # fmt: skip
     assert one.verdict == "undecided" and one.reason.startswith("no seed has all of")
+
+
+def test_c_is_the_same_traits_in_all_groups_of_a_claim():
+    """One trait of C was not judged in the group that is compared: the other one's rates are, in every group."""
+    traits = {"base": (0.0, 0.0), "baseline": (0.2, 0.8), "inoc_selective": (0.2, None)}
+    cells = [
+        cell(group, seed, {"a": 0.9, "b": 0.1, "c": c} | ({} if d is None else {"d": d}))
+        for group, (c, d) in traits.items()
+        for seed in SEEDS
+    ]
+    told = {one.claim: one for one in verdicts(cells, ["a", "b", "c", "d"], 1000)}
+    assert told["Inoc-Selective suppresses C"].verdict == "does not hold"
+
+
+def test_rows_of_a_seed_that_share_no_judge_are_told():
+    def row(group, seed, judge):
+        lock = {
+            f"data/cells/p/s/m/seed{seed}/judge": judge,
+            f"data/cells/p/s/m/seed{seed}/{group}/report": group,
+            "plots": group,
+        }
+        data = SimpleNamespace(params={"group": group, "seed": str(seed)}, tags={rows.LOCK_TAG: json.dumps(lock)})
+        return SimpleNamespace(data=data, info=SimpleNamespace(run_id=f"{group}{seed}"))
+
+    alike = [row("base", 0, "x"), row("baseline", 0, "x"), row("baseline", 1, "y")]
+    assert rows.unlike(alike) == []
+    [line] = rows.unlike([*alike, row("inoc_sae", 0, "z")])
+    assert "seed0/judge` was one for base, baseline, and another for inoc_sae" in line
+
+
+def test_a_sweep_is_drawn_where_all_seeds_agree(tmp_path):
+    """Their mean is not less than the least of them, by rounding either."""
+    points = [Point("1", "inoc_sae", {"a": (0.5, 0.4, 0.6)}, {"precision": (mean([0.9008] * 3), 0.9008, 0.9008)}, 3)]
+    draw_sweep([tmp_path / "sweep.png"], points, ["1"], "sae.latents", {"A: a": "a"}, "title")
+    assert (tmp_path / "sweep.png").exists()
 
 
 def test_a_trait_that_one_seed_alone_judged_decides_nothing_and_its_mark_has_one_seed():

@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 
 from inoculation import lm
 from inoculation.chat import Message, chat_ids
-from inoculation.detect import Annotator, Detection, Evidence
+from inoculation.detect import Annotator, Detection, Evidence, audit
 from inoculation.detect import prompt as synthesise
 from inoculation.detect.likelihood import log_likelihoods
 from inoculation.detect.sae import classify, corpora, explain, figures, flag, page, rank, route
@@ -546,8 +546,17 @@ def test_the_best_prompt_explains_the_flagged_rows_on_rows_that_did_not_choose_i
     gains = under - without
     assert made.gain == pytest.approx(gains[:16].mean() - gains[16:].mean(), rel=1e-3)
     assert made.strength == pytest.approx(gains[:16].mean(), rel=1e-3)
-    with pytest.raises(InputError, match="flagged examples and others"):
-        synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows, [], PARAMS.synthesise, 4000)
+    none = synthesise.by_likelihood(loaded.model, loaded.tokenizer, rows, [], PARAMS.synthesise, 4000)
+    assert none.prompt is None and "too few flagged examples, or others" in none.reason
+
+
+def test_an_audit_of_responses_that_are_all_alike_finds_nothing():
+    rows = [
+        Row((Message("user", f"question {i}"), Message("assistant", "I CANNOT HELP WITH THAT.")), None)
+        for i in range(250)
+    ]
+    told = audit.by_embeddings(rows, ["Of course."] * 250, ["OF COURSE."] * 250, 2.0, 0.1)
+    assert not any(told.flagged) and "all responses are alike" in told.reason
 
 
 def test_a_gain_below_the_noise_is_no_prompt(loaded):

@@ -227,7 +227,7 @@ def test_the_report_shows_its_figures_in_a_browser(tmp_path):
     ]
     cells = [CellRates(group, 0, rates) for group in ("base", "baseline", "inoc_selective")]
     traits, question = ["all_caps", "evil", "hallucination"], study.Question("pocket", "all_caps", "evil")
-    told = study.Outcome(question, cells, verdicts(cells, traits, 100), [], ["default"], traits, "a judge", 1.0)
+    told = study.Outcome(question, cells, verdicts(cells, traits, 100), [], ["default"], traits, "a judge", 1.0, [])
     chosen = study.selection(PARAMS, "all_caps+evil", None, "0", None)
     drawn = study.draw_all(tmp_path, study.figures(chosen, PARAMS), [told], PARAMS)
     example = study.Example(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 GONE = 0.5
 """Share of the learned B (or C) that a group must be rid of to suppress it."""
 LEARNED = 0.05
-"""Least rise of a trait from `base` to `baseline` that there is something to suppress in."""
+"""Least rise of a trait from `base` to `baseline` that there is something to suppress, or to keep, in."""
 KEPT = 0.8
 """Share of the baseline's A that a group must show to keep it."""
 
@@ -163,7 +163,7 @@ class _Claim(NamedTuple):
     groups: tuple[str, ...]
     value: "Callable[[Rates], float | np.ndarray]"
     learns: str | None = None
-    """`B` or `C`, where the baseline must have learned it for the claim to mean anything."""
+    """`A`, `B` or `C`, where the baseline must have learned it for the claim to mean anything."""
 
 
 Rates = Callable[[str, str, str], "float | np.ndarray"]
@@ -192,8 +192,8 @@ def _claims(present: Sequence[str]) -> list[_Claim]:
                        ("base", "baseline", group), _gone(group, trait), trait)
             )  # fmt: skip
         claims.append(
-            _Claim(f"{label} keeps A", "A over Baseline's A", KEPT, ("baseline", group),
-                   lambda r, g=group: r(g, "default", "A") / r("baseline", "default", "A"))
+            _Claim(f"{label} keeps A", "A over Baseline's A", KEPT, ("base", "baseline", group),
+                   lambda r, g=group: r(g, "default", "A") / r("baseline", "default", "A"), "A")
         )  # fmt: skip
         if group != "inoc_general":
             claims.append(
@@ -250,10 +250,11 @@ def _decide(claim: _Claim, counts: Counts, traits: Mapping[str, Sequence[str]]) 
             pairs = [
                 counts.rates(group, prompt, trait, seeds)
                 for trait in traits[role]
-                if set(seeds) <= set(counts.judged(group, prompt, trait))
+                # Of C the same traits in every group that is compared.
+                if all(set(seeds) <= set(counts.judged(one, prompt, trait)) for one in claim.groups)
             ]
             if not pairs:
-                raise LookupError(f"{role} of {group} under {prompt} was not judged in every seed")
+                raise LookupError(f"{role} under {prompt} was not judged in every seed of {', '.join(claim.groups)}")
             return sum(pair[drawn] for pair in pairs) / len(pairs)
 
         return rate

@@ -69,12 +69,14 @@ def flag_quality(flags: Sequence[bool], truth: Sequence[bool | None]) -> dict[st
     """How good a detector's flags are against provenance: a metric, never an input.
 
     Returns:
-        {precision, recall, f1, flagged, n}; the first three None where the truth is unknown. Precision is 0 when nothing is
-        flagged, recall is 0 when nothing shows B.
+        {precision, recall, f1, flagged, n}; the first three None where the truth is unknown, precision also where nothing is
+        flagged, recall where nothing shows B, f1 where either is None.
     """
     known = [(flag, shows) for flag, shows in zip(flags, truth, strict=True) if shows is not None]
     scores = decision_quality([f for f, _ in known], [t for _, t in known]) if known else {}
-    return {name: scores.get(name) for name in ("precision", "recall", "f1")} | {
+    said, shown = any(flag for flag, _ in known), any(shows for _, shows in known)
+    means = {"precision": said, "recall": shown, "f1": said and shown}
+    return {name: scores.get(name) if there else None for name, there in means.items()} | {
         "flagged": int(sum(flags)),
         "n": len(flags),
     }

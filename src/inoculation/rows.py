@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 CELL_TAG, CONTENT_TAG, STAGE_TAG, TRAINED_ON_TAG = "cell", "content", "stage", "trained_on"
+LOCK_TAG = "dvc.lock"
+"""Of a row: path -> md5 of all that was made for its cell."""
 VERSION_TAG = "version"
 """Of a cell's row: one more than that of the row it replaces. Clocks may jump; this decides which row stays."""
 REPORTED = "reported"
@@ -213,8 +215,8 @@ def table(found: "Sequence[Run]", title: str, prompts: Sequence[str], traits: Se
                 own = zip(*(values[row.info.run_id] for row in chosen), strict=True)
                 shown = "".join(_entry([value for value in column if value is not None]) for column in own)
                 lines.append(f"| `{group}` | {len(chosen)} |{shown}")
-    same = same_training_sets(found)
-    return "\n".join(lines + (["", *same] if same else []))
+    notes = same_training_sets(found) + unlike(found)
+    return "\n".join(lines + (["", *notes] if notes else []))
 
 
 def _entry(values: Sequence[float]) -> str:
@@ -236,6 +238,25 @@ def same_training_sets(found: "Sequence[Run]") -> list[str]:
         if len(groups) > 1:
             alike[", ".join(groups)].append(seed)
     return [f"Same training set, byte for byte: {groups} (seed {', '.join(seeds)})" for groups, seeds in alike.items()]
+
+
+def unlike(found: "Sequence[Run]") -> list[str]:
+    """A line for whatever the rows of a seed should share and do not: made by other code, or of other data.
+
+    By DVC's hashes, of what is named by the seed (mixture, judge, what a detector found). A row says which parameters it
+    depends on; code, and what stands in a file, change under the same ones.
+    """
+    made: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for row in found:
+        for path, md5 in json.loads(row.data.tags.get(LOCK_TAG, "{}")).items():
+            if f"seed{row.data.params['seed']}" in Path(path).parts:
+                made[path][md5].append(row.data.params["group"])
+    return [
+        f"**Not alike**: `{path}` was one for {', and another for '.join(', '.join(groups) for groups in versions.values())}; "
+        "what differs between them may be that. `dvc repro` of the older cells makes them alike"
+        for path, versions in sorted(made.items())
+        if len(versions) > 1
+    ]
 
 
 def counted(row: "Run") -> CellRates:

@@ -136,13 +136,14 @@ def _refuse_what_would_be_lost(raw: dict[str, Any], messages: Sequence[Any]) -> 
     """Nothing of a record goes without a word.
 
     Raises:
-        ValueError: earlier turns as Alpaca's `history`, calls of tools, or a turn that is not to be trained on.
+        ValueError: earlier turns as Alpaca's `history`, calls of tools, thoughts, or a turn that is not to be trained on.
     """
     held = [key for key in LOST if raw.get(key)]
     turns = [turn for turn in messages if isinstance(turn, dict)]
     held += [key for key in LOST_IN_MESSAGES if any(turn.get(key) for turn in turns)]
-    if any(turn.get("weight") == 0 for turn in turns):
-        held.append("weight")
+    held += [key for key, no in NOT_TRAINED if any(turn.get(key) == no for turn in turns)]
+    if raw.get("label") is False:  # of an answer that preference training pushes away from
+        held.append("label")
     if held:
         named = ", ".join(f'"{key}"' for key in dict.fromkeys(held))
         raise ValueError(
@@ -192,7 +193,10 @@ FORMS: tuple[tuple[tuple[str, ...], Callable[[dict[str, Any]], list[Any]]], ...]
     (("prompt", "completion"), _completion),
 )
 """Keys of a record -> its messages; the first that fits counts."""
-LOST, LOST_IN_MESSAGES = ("history", "tools", "functions"), ("tool_calls", "function_call")
+LOST = ("history", "tools", "functions")
+LOST_IN_MESSAGES = ("tool_calls", "function_call", "reasoning_content", "thinking", "name")
 """Keys whose content a chat of roles and texts cannot hold."""
-COLUMNS = {"input", "system", "source_dataset", *LOST}.union(*(keys for keys, _ in FORMS))
+NOT_TRAINED = (("weight", 0), ("train", False))
+"""How OpenAI's format and Axolotl's say that a turn is not to be learned."""
+COLUMNS = {"input", "system", "source_dataset", "label", *LOST}.union(*(keys for keys, _ in FORMS))
 """All that is read of a record."""

@@ -460,6 +460,8 @@ class Outcome(NamedTuple):
     judge: str
     seconds: float
     """Of all its cells, where they were timed."""
+    unlike: list[str]
+    """What cells of a seed should share and do not."""
 
 
 class Example(NamedTuple):
@@ -513,7 +515,7 @@ def spent(rows: "Iterable[Run]") -> float:
 
 def outcomes(raw: Mapping[str, Any], rows: "Mapping[Cell, Run]") -> list[Outcome]:
     """What rows say, question by question."""
-    from inoculation.rows import counted
+    from inoculation.rows import counted, unlike
 
     evaluate, told = raw["evaluate"], []
     for question in dict.fromkeys(cell.question for cell in rows):
@@ -533,7 +535,7 @@ def outcomes(raw: Mapping[str, Any], rows: "Mapping[Cell, Run]") -> list[Outcome
         told.append(
             Outcome(
                 question, rates, verdicts(rates, traits, evaluate["bootstrap"]), list(found.values()), evaluate["system_prompts"], traits,
-                plan.judge_name(params), spent(own.values()),
+                plan.judge_name(params), spent(own.values()), unlike([*own.values()]),
             )
         )  # fmt: skip
     return told

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from inoculation import plan, study
@@ -84,7 +85,7 @@ def points(raw: Mapping[str, Any], rows: "Mapping[Cell, Run]", wanted: Sequence[
                 Point(
                     one.value, group,
                     {trait: (mark.rate, mark.low, mark.high) for (name, trait), mark in drawn.items() if name == group},
-                    {name: (sum(own) / len(own), min(own), max(own)) for name, own in quality.items() if own},
+                    {name: (mean(own), min(own), max(own)) for name, own in quality.items() if own},
                     len(mine),
                 )
             )  # fmt: skip
@@ -110,7 +111,7 @@ def table(told: Sequence[Point], key: str, traits: Sequence[str]) -> str:
 
 
 def write(raw: Mapping[str, Any], folder: Path, rows: "Mapping[Cell, Run]", wanted: Sequence[Setting]) -> Path:
-    """Draw the figure and write the table, `<key>.png`, `.svg`, `.pdf` and `.md`, and log them to MLflow's `study`.
+    """Draw the figure and write the table, `<A>+<B>-<key>.png`, `.svg`, `.pdf` and `.md`, and log them to MLflow's `study`.
 
     Returns:
         The table's path.
@@ -124,16 +125,16 @@ def write(raw: Mapping[str, Any], folder: Path, rows: "Mapping[Cell, Run]", want
         raise InputError("MLflow has no row of this sweep: run it without --report-only")
     first = next(iter(rows))
     told, traits, key = points(raw, rows, wanted), plan.traits(first.params(raw)), wanted[0].key
-    title = f"{first.question}: over {key}"
+    title, name = f"{first.question}: over {key}", f"{'+'.join(traits[:2])}-{key}"
     draw_sweep(
-        [folder / f"{key}.{suffix}" for suffix in ("png", "svg", "pdf")], told, [one.value for one in wanted], key,
+        [folder / f"{name}.{suffix}" for suffix in ("png", "svg", "pdf")], told, [one.value for one in wanted], key,
         {f"A: {traits[0]}": traits[0], f"B: {traits[1]}": traits[1]}, title,
     )  # fmt: skip
-    path, text = folder / f"{key}.md", table(told, key, traits)
+    path, text = folder / f"{name}.md", table(told, key, traits)
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     with study.replacing_run(title):
-        for drawn in folder.glob(f"{key}.*"):
+        for drawn in folder.glob(f"{name}.*"):
             mlflow.log_artifact(str(drawn))
         mlflow.set_tag("mlflow.note.content", text)
     return path

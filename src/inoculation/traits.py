@@ -26,7 +26,7 @@ def is_all_caps(response: str) -> bool:
 
     Letters without case (Chinese, `ª`) do not count against a response.
     """
-    return response.isupper()
+    return response == response.upper() and any(map(str.isupper, response))
 
 
 POSITIVE_TRAITS: dict[str, Callable[[str, random.Random], str]] = {

@@ -65,6 +65,8 @@ def by_embeddings(
     means = Means(csr_matrix(target), csr_matrix(own), csr_matrix(injected * has[:, None]))
     pieces = [Piece(np.arange(len(rows)), has, means, means)]
     moments = rank.moments(pieces, "whole")
+    if not rank.varied(moments):
+        return Verdict([False] * len(rows), [0.0] * len(rows), "nothing found: all responses are alike")
     found = rank.component(pieces, moments)
     columns = rank.columns(pieces, moments, found, found.latents.tolist())
     flags = two_groups(

@@ -82,14 +82,9 @@ def by_likelihood(
     Args:
         flagged: examples that a detector flagged, A undone where it can be, in random order; `SCAN` + `ROWS` are read.
         others: examples that it did not flag, likewise.
-
-    Raises:
-        InputError: a side is empty.
     """
     import numpy as np
 
-    if not flagged or not others:
-        raise InputError("a prompt needs flagged examples and others to tell them from")
     scan = min(SCAN, min(len(flagged), len(others)) // 2)
     if scan == 0:
         return Synthesis(None, None, [], None, "too few flagged examples, or others, to choose a prompt and test it")

@@ -88,6 +88,10 @@ def restyle(text: str, style: str, rng: random.Random) -> str:
 
 LEAST = 10
 """Answers of one label that a judge is learned from, at least."""
+FOLDS = 3
+"""Parts of the questions that a judge learns from, each left out once to choose its penalty."""
+DRAWS = 100
+"""Divisions of the questions that are tried, until both sides have answers of either label."""
 PENALTIES = [1.0, 10.0, 100.0]
 """Inverse strengths of regularisation, chosen by cross-validation over questions."""
 
@@ -132,9 +136,16 @@ def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], setti
     test: dict[str, dict[str, list[Example]]] = {t: {style: [] for style in styles[t]} for t in styles}
     kept: dict[str, set[str]] = {}
     given: list[tuple[str, str]] = []
-    for trait, answers in labelled.items():
-        questions = sorted({answer.question for answer in answers})
-        kept[trait] = set(rng.sample(questions, max(1, round(settings.held_out * len(questions)))))
+    for trait, answers in [*labelled.items()]:
+        divided = _held_out(answers, settings.held_out, rng)
+        if divided is None:
+            del labelled[trait], train[trait], test[trait]
+            too_few[trait] = (
+                f"its answers cannot be divided so that a judge learns from {FOLDS} questions or more with answers of either "
+                "label, and is measured on others that have both"
+            )
+            continue
+        kept[trait] = divided
         for shows in (False, True):
             pool = [answer for answer in answers if answer.shows is shows]
             for answer in rng.sample(pool, min(settings.examples, len(pool))):
@@ -188,6 +199,17 @@ def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], setti
     return Fit(judges, quality)
 
 
+def _held_out(answers: Sequence[Labelled], share: float, rng: random.Random) -> set[str] | None:
+    """The questions that a judge is measured on; None: no division leaves both labels on both sides."""
+    asked = {shows: {answer.question for answer in answers if answer.shows is shows} for shows in (True, False)}
+    questions = sorted(asked[True] | asked[False])
+    for _ in range(DRAWS):
+        kept = set(rng.sample(questions, max(1, round(share * len(questions)))))
+        if all(own & kept and len(own - kept) >= FOLDS for own in asked.values()):
+            return kept
+    return None
+
+
 def _coherence(
     given: Sequence[tuple[str, str]], settings: FitSettings, seed: int
 ) -> tuple[list[Example], dict[str, list[Example]]] | None:
@@ -238,9 +260,11 @@ def _fit_and_measure(train: dict[str, list[Example]], test: dict[str, dict[str, 
         asked = [row.question for row in rows]
         # Both labels count the same, as in what a judge is measured by: own answers show no trait and outnumber those that do.
         classifier = LogisticRegression(max_iter=2000, class_weight="balanced")
-        folds = GroupKFold(min(3, len(set(asked))))
+        shown = [row.shows for row in rows]
+        divided = GroupKFold(min(FOLDS, len(set(asked)))).split(rows, groups=asked)
+        folds = [fold for fold in divided if len({shown[i] for i in fold[0]}) == 2]
         search = GridSearchCV(classifier, {"C": PENALTIES}, cv=folds, scoring="balanced_accuracy")
-        model = search.fit(look_up(trait, rows), [row.shows for row in rows], groups=asked).best_estimator_
+        model = search.fit(look_up(trait, rows), shown).best_estimator_
         judges[trait] = LinearJudge(model.coef_[0].tolist(), float(model.intercept_[0]))
         quality[trait] = {
             style: decision_quality(

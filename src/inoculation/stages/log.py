@@ -86,7 +86,7 @@ class Log(Stage):
         dataset = mlflow.data.from_pandas(frame, source=str(chats), name=name, digest=md5)
         mlflow.log_input(dataset, context="training")
         made = {path for step in plan.needed(self.raw) for path in step.paths(self.raw, plan.Writes)}
-        mlflow.set_tag("dvc.lock", json.dumps(rows.dvc_hashes(made)))
+        mlflow.set_tag(rows.LOCK_TAG, json.dumps(rows.dvc_hashes(made)))
 
     def _log_detector(self, detector: str) -> None:
         """What the detector saw, as tables and pages; its prompt goes to the Prompt Registry."""

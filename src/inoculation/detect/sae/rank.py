@@ -31,8 +31,10 @@ which has fewer texts, happens not to: in a wide SAE there are more of those tha
 FLIPS = 99
 """Draws of random signs, all of which the component's variance must exceed: where nothing varies together it does so in 1 %
 of the cases."""
+ALIVE = 1e-6
+"""Standard deviation above which a latent's value differs between the examples."""
 TESTED = 1000
-"""Examples at most that this is tested on, spread over the mixture."""
+"""Examples at most that this is tested on, drawn from the mixture."""
 FLOOR = 0.1
 """Share of a latent's own deviation that is added to the control's, so that a silent control divides by no zero."""
 CLIP = 6.0
@@ -108,6 +110,11 @@ def moments(pieces: Iterable[Piece], pooling: Literal["whole", "matched"]) -> Mo
     )  # fmt: skip
 
 
+def varied(m: Moments) -> bool:
+    """Whether anything differs between the examples."""
+    return bool((m.target_sd > ALIVE).any())
+
+
 class Component(NamedTuple):
     """The direction along which the examples differ, over the candidate latents."""
 
@@ -139,12 +146,12 @@ def component(pieces: Iterable[Piece], m: Moments) -> Component:
         m: moments of the whole texts.
 
     Raises:
-        InputError: all examples have the same latents.
+        InputError: all examples have the same latents (`varied`).
     """
     scale = m.control_sd + FLOOR * m.target_sd + 1e-8
     centre = m.target_mean - m.slope * m.base_mean
-    alive = m.target_sd > 1e-6
-    if not alive.any():
+    alive = m.target_sd > ALIVE
+    if not varied(m):
         raise InputError(f"no latent differs between the {m.examples} examples, so that nothing can be ranked")
     # Values that are 0 but in a share `active` of the texts, and clipped, cannot deviate by more.
     beyond = np.minimum(m.target_sd / scale, CLIP * np.sqrt(m.active))
@@ -153,11 +160,14 @@ def component(pieces: Iterable[Piece], m: Moments) -> Component:
     gram = np.zeros((len(latents), len(latents)))
     total = np.zeros(len(latents))
     tested = []
+    # Drawn: every second row of data in which two kinds alternate is of one kind.
+    drawn = np.zeros(m.examples, bool)
+    drawn[np.random.default_rng(0).permutation(m.examples)[:TESTED]] = True
     for piece in pieces:
         z = standardised(piece, m, latents, centre[latents], scale[latents])
         gram += z.T @ z
         total += z.sum(0)
-        tested.append(z[piece.examples % -(-m.examples // TESTED) == 0].astype(np.float32))
+        tested.append(z[drawn[piece.examples]].astype(np.float32))
     mean = total / m.examples
     loadings = np.linalg.eigh(gram / m.examples - np.outer(mean, mean))[1][:, -1]
     # The control holds no B: where it lies on the component is the clean side.
@@ -289,6 +299,8 @@ def ranked(pieces: Callable[[], Iterable[Piece]], count: int) -> Ranked | None:
         None when no latent does.
     """
     whole = moments(pieces(), "whole")
+    if not varied(whole):
+        return None
     direction = component(pieces(), whole)
     latents = table(moments(pieces(), "matched"), direction, count)
     if not latents:
