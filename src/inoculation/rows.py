@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 CELL_TAG, CONTENT_TAG, STAGE_TAG, TRAINED_ON_TAG = "cell", "content", "stage", "trained_on"
+FEW = 3
+"""Lines about what is not alike, at most: MLflow's note ends at 8,000 characters."""
 LOCK_TAG = "dvc.lock"
 """Of a row: path -> md5 of all that was made for its cell."""
 VERSION_TAG = "version"
@@ -215,7 +217,8 @@ def table(found: "Sequence[Run]", title: str, prompts: Sequence[str], traits: Se
                 own = zip(*(values[row.info.run_id] for row in chosen), strict=True)
                 shown = "".join(_entry([value for value in column if value is not None]) for column in own)
                 lines.append(f"| `{group}` | {len(chosen)} |{shown}")
-    notes = same_training_sets(found) + unlike(found)
+    apart = unlike(found)
+    notes = same_training_sets(found) + apart[:FEW] + ([f"and {len(apart) - FEW} more"] if len(apart) > FEW else [])
     return "\n".join(lines + (["", *notes] if notes else []))
 
 
