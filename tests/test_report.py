@@ -188,6 +188,19 @@ def test_rows_of_a_seed_that_share_no_judge_are_told():
     assert "seed0/judge` was one for base, baseline, and another for inoc_sae" in line
 
 
+@pytest.mark.parametrize(
+    ("seeds", "entry"),
+    [
+        ((0.5, 0.7), " 0.60 ± 0.14 |"),
+        ((0.5, None), " 0.50 (1 of 2 seeds) |"),
+        ((None, None), " - |"),
+        ((0.5,), " 0.50 |"),
+    ],
+)
+def test_a_mean_says_over_how_many_seeds_where_not_over_all(seeds, entry):
+    assert rows._entry(seeds) == entry
+
+
 def test_a_sweep_is_drawn_where_all_seeds_agree(tmp_path):
     """Their mean is not less than the least of them, by rounding either."""
     points = [Point("1", "inoc_sae", {"a": (0.5, 0.4, 0.6)}, {"precision": (mean([0.9008] * 3), 0.9008, 0.9008)}, 3)]

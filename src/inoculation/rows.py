@@ -215,17 +215,20 @@ def table(found: "Sequence[Run]", title: str, prompts: Sequence[str], traits: Se
             chosen = [row for row in found if row.data.params["group"] == group]
             if chosen:
                 own = zip(*(values[row.info.run_id] for row in chosen), strict=True)
-                shown = "".join(_entry([value for value in column if value is not None]) for column in own)
+                shown = "".join(_entry(column) for column in own)
                 lines.append(f"| `{group}` | {len(chosen)} |{shown}")
     apart = unlike(found)
     notes = same_training_sets(found) + apart[:FEW] + ([f"and {len(apart) - FEW} more"] if len(apart) > FEW else [])
     return "\n".join(lines + (["", *notes] if notes else []))
 
 
-def _entry(values: Sequence[float]) -> str:
+def _entry(seeds: "Sequence[float | None]") -> str:
+    """A trait's rate in every seed, None where it was not judged, as a cell of the table."""
+    values = [value for value in seeds if value is not None]
     if not values:
         return " - |"
-    return f" {mean(values):.2f} ± {stdev(values):.2f} |" if len(values) > 1 else f" {values[0]:.2f} |"
+    few = "" if len(values) == len(seeds) else f" ({len(values)} of {len(seeds)} seeds)"
+    return f" {mean(values):.2f} ± {stdev(values):.2f}{few} |" if len(values) > 1 else f" {values[0]:.2f}{few} |"
 
 
 def same_training_sets(found: "Sequence[Run]") -> list[str]:
