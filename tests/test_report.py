@@ -1,7 +1,6 @@
 """Rates and intervals: missing judgements are counted, and the questions, not the answers, are drawn anew."""
 
 import json
-from statistics import mean
 from types import SimpleNamespace
 
 import matplotlib
@@ -12,8 +11,10 @@ from hypothesis import strategies as st
 
 from inoculation import rows
 from inoculation.effects import CellRates, Counts, marks, verdicts
-from inoculation.figure import Point, draw, draw_leakage, draw_sweep
+from inoculation.figure import draw, draw_leakage, draw_sweep
 from inoculation.report import Judgement, interval, question_rates, summarise
+from inoculation.study import Cell, Setting
+from inoculation.sweep import points
 
 
 def judgement(question: str, score: float | None, prompt: str = "default") -> Judgement:
@@ -201,11 +202,18 @@ def test_a_mean_says_over_how_many_seeds_where_not_over_all(seeds, entry):
     assert rows._entry(seeds) == entry
 
 
-def test_a_sweep_is_drawn_where_all_seeds_agree(tmp_path):
+def test_a_sweep_is_drawn_where_all_seeds_agree(tmp_path, monkeypatch):
     """Their mean is not less than the least of them, by rounding either."""
-    points = [Point("1", "inoc_sae", {"a": (0.5, 0.4, 0.6)}, {"precision": (mean([0.9008] * 3), 0.9008, 0.9008)}, 3)]
-    draw_sweep([tmp_path / "sweep.png"], points, ["1"], "sae.latents", {"A: a": "a"}, "title")
-    assert (tmp_path / "sweep.png").exists()
+    one = Setting("sae.latents", "50")
+    found = {Cell("pocket", "a", "b", "inoc_sae", seed, one): seed for seed in SEEDS}
+    monkeypatch.setattr(rows, "counted", lambda row: cell("inoc_sae", row.seed, {"a": 0.9, "b": 0.1}))
+    logged = {
+        own: SimpleNamespace(seed=seed, data=SimpleNamespace(metrics={"precision": 0.9008, "recall": 0.9}))
+        for own, seed in found.items()
+    }
+    told = points({"evaluate": {"system_prompts": ["default"], "bootstrap": 100}}, logged, [one])
+    draw_sweep([tmp_path / "sweep.png"], told, ["50"], "sae.latents", {"A: a": "a"}, "title")
+    assert (tmp_path / "sweep.png").exists() and told[0].found["precision"] == (0.9008, 0.9008, 0.9008)
 
 
 def test_a_trait_that_one_seed_alone_judged_decides_nothing_and_its_mark_has_one_seed():
