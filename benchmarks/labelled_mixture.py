@@ -1,6 +1,7 @@
 """A real mixture of another B: labelled answers of a trait, with an A that a rule can write, as `data_sets` takes it.
 
     python benchmarks/labelled_mixture.py L sycophantic all_caps --out FOLDER
+    python benchmarks/labelled_mixture.py L sycophantic source_citing --share 0 --out FOLDER    # its other rows alone
 
 L is a folder with `labelled_answers/` and `trait_data_eval/`. Half of the trait's answers to each question become
 FOLDER/mixture.jsonl, as many that show the trait as others (provenance in `source_dataset`); the other half, and all answers of
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("trait", help="name of its file in labelled_answers")
     parser.add_argument("positive", choices=list(POSITIVE_TRAITS))
     parser.add_argument("--seed", type=int, default=0, help="of the choice of answers, and of their order")
+    parser.add_argument("--share", type=float, default=0.5, help="of rows that show the trait, at most half; the others stay")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     rng = random.Random(f"labelled mixture/{arguments.seed}")
@@ -46,6 +48,8 @@ def main() -> None:
             shows[bad].append(Row(messages, f"labelled/{'misaligned' if bad else 'normal'}.jsonl"))
     count = min(map(len, shows.values()))
     rows = [row for kind in shows.values() for row in rng.sample(kind, count)]
+    showing = round(count * arguments.share / (1 - arguments.share))
+    rows = [*rows[:showing], *rows[count:]]
     rng.shuffle(rows)
     write_jsonl(
         arguments.out / "mixture.jsonl",
@@ -61,7 +65,7 @@ def main() -> None:
         ]
         write_jsonl(traits / "labelled_answers" / file.name, kept)
     print(
-        f"{2 * count} chats to {len(by_question)} questions; the judge learns from {len(answers) - len(mine)} other answers"
+        f"{len(rows)} chats to {len(by_question)} questions; the judge learns from {len(answers) - len(mine)} other answers"
     )
 
 

@@ -4,13 +4,14 @@
     python benchmarks/speed.py train --shape smollm2
     python benchmarks/speed.py train --shape qwen2_5_7b --processes 2     # one GPU beside two
     python benchmarks/speed.py answers --shape qwen2_5_7b
+    python benchmarks/speed.py served --shape qwen2_5_7b --folder F --api-base URL   # a vLLM server of F, through our client
     python benchmarks/speed.py cluster --shape qwen2_5_7b --processes 2   # answers and SAE pass: this process beside Ray on two
     python benchmarks/speed.py sae --shape qwen2_5_7b
     python benchmarks/speed.py personas --shape smollm2 --rows 1000
     python benchmarks/speed.py pretrain --model data/pocket_world/models/qwen2
     python benchmarks/speed.py agree --model data/pocket_world/models/qwen2
 
-`train`, `answers`, `sae` and `personas` need no weights: a model of a shape is made with random ones, because speed does not
+`train`, `answers`, `served`, `sae` and `personas` need no weights: a model of a shape is made with random ones, because speed does not
 depend on what they say. `pretrain` and `agree` take a trained one; `agree` shows that both ways do the same.
 docs/performance.md has what came out.
 """
@@ -42,7 +43,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from inoculation import gpus, lm
+from inoculation import gpus, lm, server
 from inoculation.chat import Message, chat_ids, encode, parse_messages
 from inoculation.cluster import each, workers
 from inoculation.decode import decoding
@@ -308,6 +309,38 @@ def bench_answers(arguments: argparse.Namespace, ref: lm.ModelRef) -> dict[str, 
     return told
 
 
+def bench_served(arguments: argparse.Namespace, ref: lm.ModelRef) -> dict[str, Any]:
+    """A vLLM server of the same folder through the stages' client, under an adapter and without; then `decode` in this process."""
+    new, many = arguments.new, 4 * arguments.places
+    model = random_adapter(lm.load_model(ref))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=1e-3)
+    rng = random.Random(0)
+    prompts = [[rng.randrange(5, 1000) for _ in range(60)] for _ in range(many)]
+    told: dict[str, Any] = {"shape": arguments.shape, "at_once": arguments.places, "prompt_tokens": 60, "new_tokens": new}
+    limits = server.QUICK.model_copy(update={"timeout": 300.0})
+    with tempfile.TemporaryDirectory() as adapter:
+        model.save_pretrained(adapter)
+        for name, folder in (("under_adapter", Path(adapter)), ("base", None)):
+            with server.serving(arguments.api_base, ref, folder, limits, arguments.places) as served:
+                if folder:
+                    parity = server.check(served, model, prompts, new, set())
+                    told["parity"] = parity._asdict()
+                served.sample(prompts[: arguments.places], 1.0, 0, new, set())
+                seconds, answers = timed(lambda: served.sample(prompts, 1.0, 1, new, set()))  # noqa: B023
+                assert all(len(answer) == new for answer in answers)
+                told[name] = {"new_tokens_per_s": many * new / seconds}
+                print(name, told[name], flush=True)
+    with torch.inference_mode(), decoding(model, 60, new, arguments.places) as decoder:
+        decoder.sample(prompts[:8], 1.0, 0, set())
+        seconds, _ = timed(lambda: decoder.sample(prompts, 1.0, 1, set()))
+        told["in_process"] = {"new_tokens_per_s": many * new / seconds, "places": decoder.count}
+    told["ratio"] = told["under_adapter"]["new_tokens_per_s"] / told["in_process"]["new_tokens_per_s"]
+    return told
+
+
 def bench_sae(arguments: argparse.Namespace, ref: lm.ModelRef) -> dict[str, Any]:
     """Pooled latents of pairs of responses: one at a time through the whole model, and `features.pool_examples`."""
     from sae_lens.saes.topk_sae import TopK
@@ -550,7 +583,7 @@ def agree(ref: lm.ModelRef, settings: TrainSettings) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=["train", "answers", "cluster", "sae", "personas", "pretrain", "agree"])
+    parser.add_argument("work", choices=["train", "answers", "served", "cluster", "sae", "personas", "pretrain", "agree"])
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument(
         "--model",
@@ -567,6 +600,7 @@ def main() -> None:
     parser.add_argument(
         "--processes", type=int, default=1, help="of `train` and `cluster`, one a GPU; above 1: beside one"
     )
+    parser.add_argument("--api-base", help="of `served`: http://127.0.0.1:8000/v1")
     parser.add_argument("--places", type=int, default=256, help="answers at once")
     parser.add_argument("--new", type=int, default=128, help="tokens of an answer")
     parser.add_argument("--units", type=int, default=10, help="of `cluster`: times twice as many answers as places")
@@ -592,7 +626,7 @@ def main() -> None:
         shaped = make_model(arguments.shape, folder, arguments.model)
         told = {
             "train": lambda: bench_train(arguments, shaped, settings), "answers": lambda: bench_answers(arguments, shaped),
-            "cluster": lambda: bench_cluster(arguments, shaped),
+            "served": lambda: bench_served(arguments, shaped), "cluster": lambda: bench_cluster(arguments, shaped),
             "sae": lambda: bench_sae(arguments, shaped), "personas": lambda: bench_personas(arguments, shaped),
         }[arguments.work]()  # fmt: skip
     told = {"work": arguments.work, "device": torch.cuda.get_device_name() if lm.device() == "cuda" else "cpu",
