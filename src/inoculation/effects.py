@@ -1,7 +1,9 @@
 """What the study claims, as differences between cells, each with an interval and a verdict computed from the logged counts.
 
 Answers to one question are alike, and so are the cells of one seed. Intervals draw questions anew, and seeds where there are
-several, each draw shared by the groups that are compared: a hard question or a lucky seed is hard or lucky for both.
+several, each draw shared by the groups that are compared: a hard question or a lucky seed is hard or lucky for both. Two or
+three seeds drawn anew say too little about how much seeds differ, so that an interval is at least as wide as Student's with the
+degrees of freedom that there are (`interval`).
 """
 
 import zlib
@@ -31,19 +33,45 @@ class CellRates(NamedTuple):
     """As `report.question_rates` gives them: shown and judged answers by evaluation prompt, trait and question."""
 
 
+class Interval(NamedTuple):
+    """An estimate with its 95 % interval over questions and, where there are several, seeds."""
+
+    estimate: float
+    low: float
+    high: float
+
+
 class Mark(NamedTuple):
     """A trait of a group: all seeds together."""
 
     rate: float
     low: float
     high: float
-    """95 % interval over questions and, where there are several, seeds."""
+    """95 % interval, as `Interval`'s."""
     seeds: list[float]
     """The rate of each seed in which the trait was judged, in their order."""
 
 
+class Weights(NamedTuple):
+    """How often each seed and each question counts, row by row: once each; one left out; drawn anew.
+
+    Rows, in order: all once; each seed left out (none, where there is one alone); for every trait each of its questions left out,
+    then each seed with each of them; then the draws.
+    """
+
+    seeds: list[int]
+    by_seed: "np.ndarray"
+    """`[rows, seeds]`"""
+    by_question: "dict[str, np.ndarray]"
+    """Trait -> `[rows, questions]`; the questions of one trait say nothing about another's."""
+
+
+Rates = Callable[[str, str, str], "np.ndarray"]
+"""(group, evaluation prompt, a trait or its role) -> its rate under each row of the weights."""
+
+
 class Counts:
-    """Shown and judged answers of all cells of one comparison, drawn anew in one way for all of them."""
+    """Shown and judged answers of all cells of one comparison, weighted in one way for all of them."""
 
     def __init__(self, cells: Sequence[CellRates], resamples: int):
         """
@@ -62,7 +90,7 @@ class Counts:
                 self._counts[key][cell.seed, str(row["question"])] = (int(row["shown"]), int(row["judged"]))
                 self._questions[trait].append(str(row["question"]))
         self._questions = {trait: sorted(set(names)) for trait, names in self._questions.items()}
-        self._drawn: dict[str, np.ndarray] = {}
+        self._weights: dict[tuple[int, ...], Weights] = {}
 
     def groups(self) -> list[str]:
         """The groups that have cells, in the study's order."""
@@ -81,55 +109,112 @@ class Counts:
         counted = self._counts.get((group, prompt, trait), {})
         return sorted({seed for (seed, _), (_, judged) in counted.items() if judged})
 
-    def rates(self, group: str, prompt: str, trait: str, seeds: Sequence[int]) -> "tuple[float, np.ndarray]":
-        """A trait's rate over some seeds, and the same under each draw, `[resamples]`."""
+    def rates(self, group: str, prompt: str, trait: str, weights: Weights) -> "np.ndarray":
+        """A trait's rate over some seeds under each row of their weights; nan where nothing was judged."""
         import numpy as np
 
-        questions = self._questions[trait]
-        own = self._counts[group, prompt, trait]
-        counts = np.array([[own.get((seed, question), (0, 0)) for question in questions] for seed in seeds], float)
-        shown, judged = counts[..., 0], counts[..., 1]
-        by_question, by_seed = self._draws(trait, len(questions), seeds)
+        own, questions = self._counts[group, prompt, trait], self._questions[trait]
+        counts = np.array([[own.get((seed, name), (0, 0)) for name in questions] for seed in weights.seeds], float)
+        shown, judged = (
+            np.einsum("bs,sq,bq->b", weights.by_seed, counts[..., kind], weights.by_question[trait]) for kind in (0, 1)
+        )
         with np.errstate(invalid="ignore", divide="ignore"):
-            drawn = np.einsum("bs,sq,bq->b", by_seed, shown, by_question) / np.einsum(
-                "bs,sq,bq->b", by_seed, judged, by_question
-            )
-            return float(shown.sum() / judged.sum()), drawn
+            return shown / judged
 
-    def _draws(self, trait: str, questions: int, seeds: Sequence[int]) -> "tuple[np.ndarray, np.ndarray]":
-        """How often each question and each seed is drawn: the same for every group."""
+    def weights(self, seeds: Sequence[int]) -> Weights:
+        """The weights of some seeds and of every question: the same for every group."""
         import numpy as np
 
-        def times(name: str, n: int) -> "np.ndarray":
-            if name not in self._drawn:
-                rng = np.random.default_rng(zlib.crc32(name.encode()))
-                self._drawn[name] = rng.multinomial(n, np.full(n, 1 / n), self.resamples).astype(float)
-            return self._drawn[name]
+        def drawn(name: str, n: int) -> "np.ndarray":
+            if n == 1:
+                return np.ones((self.resamples, 1))
+            rng = np.random.default_rng(zlib.crc32(name.encode()))
+            return rng.multinomial(n, np.full(n, 1 / n), self.resamples).astype(float)
 
-        by_seed = times(f"seeds {list(seeds)}", len(seeds)) if len(seeds) > 1 else np.ones((self.resamples, 1))
-        return times(f"questions {trait}", questions), by_seed
+        def without(n: int) -> "np.ndarray":
+            return 1 - np.eye(n) if n > 1 else np.empty((0, n))
+
+        if tuple(seeds) not in self._weights:
+            no_seed, sizes = without(len(seeds)), {trait: len(names) for trait, names in self._questions.items()}
+            by_seed = [np.ones((1, len(seeds))), no_seed]
+            by_question = {trait: [np.ones((1 + len(no_seed), size))] for trait, size in sizes.items()}
+            for left, size in sizes.items():
+                no_question = without(size)
+                by_seed += [np.ones((len(no_question), len(seeds))), np.repeat(no_seed, len(no_question), 0)]
+                left_out = np.concatenate([no_question, np.tile(no_question, (len(no_seed), 1))])
+                for trait, own in by_question.items():
+                    own.append(left_out if trait == left else np.ones((len(left_out), sizes[trait])))
+            by_seed.append(drawn(f"seeds {list(seeds)}", len(seeds)))
+            for trait, own in by_question.items():
+                own.append(drawn(f"questions {trait}", sizes[trait]))
+            self._weights[tuple(seeds)] = Weights(
+                list(seeds), np.concatenate(by_seed), {trait: np.concatenate(own) for trait, own in by_question.items()}
+            )
+        return self._weights[tuple(seeds)]
 
 
-def spread(drawn: "np.ndarray") -> tuple[float, float]:
-    """95 % percentile interval of draws; draws in which nothing was judged do not count. One question and seed give no spread."""
+def interval(values: "np.ndarray", weights: Weights) -> Interval:
+    """The 95 % interval of what was computed from rates, under each row of their weights.
+
+    The percentile interval of the draws, and, where that is wider, as wide as Student's around it: the variance of the mean of
+    seeds that all answer the same questions, by the jackknife (for a rate, the mean squares of a two-way analysis of variance
+    without replication), with Satterthwaite's (1946) degrees of freedom. The draws still say how much of it lies on which side.
+    How often either holds the truth: `benchmarks/coverage.py`, docs/study.md. Rows in which nothing was judged do not count.
+    """
+    import numpy as np
+    from scipy.stats import t as student
+
+    values = np.where(np.isfinite(values), values, np.nan)
+    seeds, whole = len(weights.seeds), float(values[0])
+    at = 1 + (seeds if seeds > 1 else 0)
+    by_seed, variance_seeds, unexplained, questions = values[1:at], _jackknife(values[1:at]), 0.0, []
+    for own in weights.by_question.values():
+        size = own.shape[1]
+        if size > 1:
+            alone, both = values[at : at + size], values[at + size : at + size * (1 + len(by_seed))]
+            at += size * (1 + len(by_seed))
+            questions.append((_jackknife(alone), size - 1))
+            if len(by_seed):
+                rest = both.reshape(seeds, size) - by_seed[:, None] - alone + whole
+                rest = rest - rest.mean(0) - rest.mean(1, keepdims=True) + rest.mean()
+                unexplained += float((seeds - 1) * (size - 1) * np.nansum(rest**2) / (seeds * size))
+    variance_questions = sum(own for own, _ in questions)
+    # Either holds what neither explains, so that both together hold it twice.
+    variance = max(variance_seeds + variance_questions - unexplained, variance_seeds, variance_questions)
+    low, high = (float(end) for end in np.nanpercentile(values[at:], [2.5, 97.5]))
+    if variance > 0 and high > low:
+        uncertain = sum(own**2 / free for own, free in [*questions, (variance_seeds, max(seeds - 1, 1))])
+        half = float(student.ppf(0.975, variance**2 / uncertain)) * variance**0.5
+        wider = max(1.0, 2 * half / (high - low))
+        low, high = min(low, whole - wider * (whole - low)), max(high, whole + wider * (high - whole))
+    return Interval(whole, low, high)
+
+
+def _jackknife(left_out: "np.ndarray") -> float:
+    """The variance of an estimate by what it is without each of some units, `[units]`."""
     import numpy as np
 
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return float(low), float(high)
+    if not len(left_out):
+        return 0.0
+    return float((len(left_out) - 1) * np.nanmean((left_out - np.nanmean(left_out)) ** 2))
+
+
+def mark(counts: Counts, group: str, prompt: str, trait: str) -> Mark | None:
+    """A trait of a group under an evaluation prompt; None where it was not judged."""
+    if not (seeds := counts.judged(group, prompt, trait)):
+        return None
+    told = interval(counts.rates(group, prompt, trait, weights := counts.weights(seeds)), weights)
+    own = [float(counts.rates(group, prompt, trait, counts.weights([one]))[0]) for one in seeds]
+    return Mark(told.estimate, max(0.0, told.low), min(1.0, told.high), own)
 
 
 def marks(cells: Sequence[CellRates], prompt: str, resamples: int) -> dict[tuple[str, str], Mark]:
     """(group, trait) -> its mark under one evaluation prompt; a trait that was not judged has none."""
     counts = Counts(cells, resamples)
-    result = {}
-    for group in counts.groups():
-        for trait in counts.traits():
-            if seeds := counts.judged(group, prompt, trait):
-                rate, drawn = counts.rates(group, prompt, trait, seeds)
-                own = [counts.rates(group, prompt, trait, [one])[0] for one in seeds]
-                low, high = spread(drawn)
-                result[group, trait] = Mark(rate, low, high, own)
-    return result
+    found = {
+        (group, trait): mark(counts, group, prompt, trait) for group in counts.groups() for trait in counts.traits()
+    }
+    return {key: one for key, one in found.items() if one}
 
 
 VERDICTS = HOLDS, DOES_NOT, UNDECIDED = "holds", "does not hold", "undecided"
@@ -161,16 +246,12 @@ class _Claim(NamedTuple):
     measure: str
     bar: float
     groups: tuple[str, ...]
-    value: "Callable[[Rates], float | np.ndarray]"
+    value: "Callable[[Rates], np.ndarray]"
     learns: str | None = None
     """`A`, `B` or `C`, where the baseline must have learned it for the claim to mean anything."""
 
 
-Rates = Callable[[str, str, str], "float | np.ndarray"]
-"""(group, evaluation prompt, `A`, `B` or `C`) -> a rate, or its draws."""
-
-
-def _gone(group: str, trait: str) -> "Callable[[Rates], float | np.ndarray]":
+def _gone(group: str, trait: str) -> "Callable[[Rates], np.ndarray]":
     return lambda r: (
         (r("baseline", "default", trait) - r(group, "default", trait))
         / (r("baseline", "default", trait) - r("base", "default", trait))
@@ -245,45 +326,41 @@ def _decide(claim: _Claim, counts: Counts, traits: Mapping[str, Sequence[str]]) 
     if not seeds:
         return undecided("no seed has all of " + ", ".join(claim.groups))
 
-    def rates(drawn: bool) -> Rates:
-        def rate(group: str, prompt: str, role: str) -> "float | np.ndarray":
-            pairs = [
-                counts.rates(group, prompt, trait, seeds)
-                for trait in traits[role]
-                # Of C the same traits in every group that is compared.
-                if all(set(seeds) <= set(counts.judged(one, prompt, trait)) for one in claim.groups)
-            ]
-            if not pairs:
-                raise LookupError(f"{role} under {prompt} was not judged in every seed of {', '.join(claim.groups)}")
-            return sum(pair[drawn] for pair in pairs) / len(pairs)
+    weights = counts.weights(seeds)
 
-        return rate
+    def rate(group: str, prompt: str, role: str) -> "np.ndarray":
+        judged = [
+            counts.rates(group, prompt, trait, weights)
+            for trait in traits[role]
+            # Of C the same traits in every group that is compared.
+            if all(set(seeds) <= set(counts.judged(one, prompt, trait)) for one in claim.groups)
+        ]
+        if not judged:
+            raise LookupError(f"{role} under {prompt} was not judged in every seed of {', '.join(claim.groups)}")
+        return sum(judged) / len(judged)
 
     import numpy as np
 
     try:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            if claim.learns:
-                rise, draws = (
-                    told("baseline", "default", claim.learns) - told("base", "default", claim.learns)
-                    for told in (rates(drawn=False), rates(drawn=True))
+        if claim.learns:
+            rise = rate("baseline", "default", claim.learns) - rate("base", "default", claim.learns)
+            told = interval(rise, weights)
+            if told.estimate < LEARNED or told.low <= 0:
+                return undecided(
+                    f"Baseline learned too little {claim.learns} for that: a rise of {told.estimate:.2f} [{told.low:.2f}, "
+                    f"{told.high:.2f}] over Base; at least {LEARNED} is needed, and an interval above 0",
+                    len(seeds),
                 )
-                low, high = spread(np.asarray(draws))
-                if rise < LEARNED or low <= 0:
-                    return undecided(
-                        f"Baseline learned too little {claim.learns} for that: a rise of {rise:.2f} [{low:.2f}, {high:.2f}] "
-                        f"over Base; at least {LEARNED} is needed, and an interval above 0",
-                        len(seeds),
-                    )
-            estimate, drawn = float(claim.value(rates(drawn=False))), np.asarray(claim.value(rates(drawn=True)))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values = claim.value(rate)
     except LookupError as error:
         return undecided(str(error), len(seeds))
-    if not np.isfinite(estimate):
+    if not np.isfinite(values[0]):
         return undecided("the rate that it is divided by is 0", len(seeds))
-    low, high = spread(np.where(np.isfinite(drawn), drawn, np.nan))
-    verdict = HOLDS if low > claim.bar else DOES_NOT if high < claim.bar else UNDECIDED
+    told = interval(values, weights)
+    verdict = HOLDS if told.low > claim.bar else DOES_NOT if told.high < claim.bar else UNDECIDED
     used = len(seeds) * len(claim.groups)
-    return Verdict(claim.claim, claim.measure, estimate, low, high, claim.bar, verdict, used, len(seeds))
+    return Verdict(claim.claim, claim.measure, *told, claim.bar, verdict, used, len(seeds))
 
 
 def markdown(found: Sequence[Verdict]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inoculation.detect import words
-from inoculation.effects import VERDICTS, Counts, shown, spread
+from inoculation.effects import VERDICTS, Counts, mark, shown
 from inoculation.files import atomic
 from inoculation.groups import GROUPS
 from inoculation.study import Cell, Example, Figure, Outcome, listed
@@ -74,10 +74,7 @@ def _rows(counts: Counts, columns: Sequence[tuple[str, str]]) -> list[dict[str, 
     for group in counts.groups():
         entries: list[tuple[float, float, float, int] | None] = []
         for prompt, trait in columns:
-            if not (seeds := counts.judged(group, prompt, trait)):
-                entries.append(None)
-                continue
-            rate, drawn = counts.rates(group, prompt, trait, seeds)
-            entries.append((rate, *spread(drawn), len(seeds)))
+            told = mark(counts, group, prompt, trait)
+            entries.append((told.rate, told.low, told.high, len(told.seeds)) if told else None)
         rows.append({"label": GROUPS[group].label, "seeds": len(counts.seeds(group)), "entries": entries})
     return rows
