@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("trait", help="name of its file in labelled_answers")
     parser.add_argument("positive", choices=list(POSITIVE_TRAITS))
     parser.add_argument("--seed", type=int, default=0, help="of the choice of answers, and of their order")
-    parser.add_argument("--share", type=float, default=0.5, help="of rows that show the trait, at most half; the others stay")
+    parser.add_argument(
+        "--share", type=float, default=0.5, help="of rows that show the trait, at most half; the others stay"
+    )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     rng = random.Random(f"labelled mixture/{arguments.seed}")

@@ -2,6 +2,8 @@
 
     python benchmarks/real_tables.py docs/real-study.jsonl temperature=0.2 seed=0,1,2 strength=2.0
     python benchmarks/real_tables.py docs/real-study.jsonl temperature=0.2 seed=0,1,2 strength=2.0 --figure docs/real-alternatives.png
+    python benchmarks/real_tables.py docs/real-study.jsonl temperature=0.2 seed=0,1,2 \\
+        group=base,baseline,inoc_general,inoc_selective,irrelevant_general,irrelevant_selective --effect docs/real-effect.png
     python benchmarks/real_tables.py docs/real-rank.jsonl epochs=1.0 lora_r=32
     python benchmarks/real_tables.py docs/real-traits.jsonl negative=sycophancy positive=source_citing share=0.5 epochs=5
 
@@ -17,7 +19,7 @@ from typing import Any
 
 from inoculation.effects import CellRates, marks, verdicts
 from inoculation.effects import markdown as verdict_table
-from inoculation.figure import draw_leakage
+from inoculation.figure import draw, draw_leakage
 from inoculation.groups import GROUPS
 
 PROMPTS = ("default", "control", "inoculation", "paraphrase", "own", "negated", "unrelated")
@@ -65,6 +67,7 @@ def main() -> None:
     parser.add_argument("lines", type=Path)
     parser.add_argument("where", nargs="*", metavar="KEY=VALUE,...")
     parser.add_argument("--figure", type=Path, help="draw B under every prompt here")
+    parser.add_argument("--effect", type=Path, help="draw A and B under the default and the control prompt here")
     arguments = parser.parse_args()
     lines = list(
         chosen(arguments.lines, {key: values.split(",") for key, values in (one.split("=") for one in arguments.where)})
@@ -81,6 +84,16 @@ def main() -> None:
             [arguments.figure], cells, PROMPTS, [a, b], f"Does B come back? SmolLM2, {b} + {a}",
             "temperature 0.2; judge: local (MiniLM); bars: questions and seeds", RESAMPLES,
         )  # fmt: skip
+    if arguments.effect:
+        draw(
+            [arguments.effect],
+            cells,
+            PROMPTS[:2],
+            [a, b],
+            f"SmolLM2, {b} + {a}",
+            "temperature 0.2; judge: local (MiniLM)",
+            RESAMPLES,
+        )
 
 
 if __name__ == "__main__":

@@ -319,7 +319,12 @@ def bench_served(arguments: argparse.Namespace, ref: lm.ModelRef) -> dict[str, A
             torch.nn.init.normal_(parameter, std=1e-3)
     rng = random.Random(0)
     prompts = [[rng.randrange(5, 1000) for _ in range(60)] for _ in range(many)]
-    told: dict[str, Any] = {"shape": arguments.shape, "at_once": arguments.places, "prompt_tokens": 60, "new_tokens": new}
+    told: dict[str, Any] = {
+        "shape": arguments.shape,
+        "at_once": arguments.places,
+        "prompt_tokens": 60,
+        "new_tokens": new,
+    }
     limits = server.QUICK.model_copy(update={"timeout": 300.0, "attempts": 3})
     with tempfile.TemporaryDirectory() as adapter:
         model.save_pretrained(adapter)
@@ -583,7 +588,9 @@ def agree(ref: lm.ModelRef, settings: TrainSettings) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=["train", "answers", "served", "cluster", "sae", "personas", "pretrain", "agree"])
+    parser.add_argument(
+        "work", choices=["train", "answers", "served", "cluster", "sae", "personas", "pretrain", "agree"]
+    )
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument(
         "--model",
