@@ -140,7 +140,7 @@ class Served:
         Raises:
             ServerError: it cannot be reached, or serves another model.
         """
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAioHttpClient
 
         self.api_base, self.ref, self.at_once = api_base, ref, at_once
         with _not_in_environment("OPENAI_CUSTOM_HEADERS"):
@@ -151,6 +151,7 @@ class Served:
                 project="",
                 timeout=limits.timeout,
                 max_retries=limits.attempts - 1,
+                http_client=DefaultAioHttpClient(),  # a third of httpx's own time a request, 256 at once
             )
         self._runner = asyncio.Runner()
         try:
@@ -187,10 +188,10 @@ class Served:
 
         try:
             return self._runner.run(request)
-        except openai.APITimeoutError:
-            why = "no answer in time (llm.timeout, llm.attempts)"
-        except openai.APIConnectionError as error:
-            why = f"cannot be reached: {error.__cause__ or error}"
+        except openai.APIConnectionError as error:  # timeouts too, and the transport calls a refused connection one
+            reason = (error.__cause__ and error.__cause__.__cause__) or error.__cause__ or error
+            late = isinstance(reason, TimeoutError)
+            why = "no answer in time (llm.timeout, llm.attempts)" if late else f"cannot be reached: {reason}"
         except openai.APIStatusError as error:
             told = error.body.get("message") if isinstance(error.body, dict) else None
             key = f"; the key is expected in {KEY}" if error.status_code in (401, 403) else ""

@@ -328,7 +328,6 @@ def _trainer(
             gradient_checkpointing=steps.at_once.checkpointing,
             use_cpu=not on_gpu,
             dataloader_pin_memory=on_gpu,
-            dataloader_num_workers=int(on_gpu),  # the next step's rows are packed while this one's are computed
             seed=seed,
             logging_steps=LOGGED,
             save_steps=-(-save_steps // LOGGED) * LOGGED,
