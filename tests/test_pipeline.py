@@ -275,6 +275,22 @@ def test_the_same_flags_and_prompts_with_provenance_shuffled_or_absent(detected,
     assert after[2] != before[2], "what is told of their quality does depend on it"
 
 
+def test_data_that_the_model_wrote_itself_has_nothing_to_find(detected, tmp_path, monkeypatch):
+    """Every row is the base model's own answer: no latent tells one from the other, and every stage says so."""
+    copy = copied(detected, tmp_path)
+    monkeypatch.chdir(copy.folder)
+    base = copy.folder / FOUND / "base_responses.jsonl"
+    answers = [json.loads(line)["messages"][-1]["content"] for line in (copy.folder / ROWS).read_text().splitlines()]
+    base.unlink()  # DVC made it read-only
+    base.write_text("".join(json.dumps({"text": answer}) + "\n" for answer in answers))
+    for command in ("sae-features", "sae-rank", "sae-explain", "sae-classify", "sae-flag", "sae-prompt", "sae-page"):
+        load(command).load().run()
+    told = json.loads((copy.folder / FOUND / "sae/detection/detection.json").read_text())
+    assert told["found"] is False and told["quality"]["flagged"] == 0 and told["prompt"] is None
+    assert told["reason"] == "no latent tells the data from the base model"
+    assert told["reason"] in (copy.folder / FOUND / "sae/page.html").read_text()
+
+
 def test_the_local_auditor_finds_evil_without_the_sae(detected):
     told = json.loads((detected.folder / FOUND / "audit/local/detection.json").read_text())
     assert told["quality"]["precision"] > 0.9 and told["quality"]["recall"] > 0.9

@@ -316,6 +316,12 @@ def test_all_that_is_missing_is_listed_before_any_work(copy):
     copy.set(mixture={"source": "mine"})
     outcome = copy.run("inoculation", "check", ok=False)
     assert "own-data mine: ../no.jsonl: no such file or folder" in outcome.stderr
+    copy.run("git", "checkout", "params.yaml")
+    copy.set(annotator="pocket_llama", group="inoc_sae")
+    outcome = copy.run("inoculation", "check", ok=False)
+    assert "profiles.pocket_llama.sae: data/pocket_world/sae is trained on" in outcome.stderr
+    copy.set(group="inoc_persona")
+    copy.run("inoculation", "check")
 
 
 def test_the_plan_says_what_will_run_and_what_it_takes(copy):

@@ -158,7 +158,7 @@ def missing(raw: Mapping[str, Any]) -> list[str]:
     for name in dict.fromkeys((raw["profile"], raw["annotator"])):
         if any(step == (load("profile"), name) for step in steps):
             problems += [f"profile {name}: {problem}" for problem in _missing_artefacts(raw["profiles"][name], steps)]
-    problems += [*_missing_servers(raw, steps), *_missing_llms(raw)]
+    problems += [*_foreign_sae(raw, steps), *_missing_servers(raw, steps), *_missing_llms(raw)]
     if raw["cluster"]["address"] and find_spec("ray") is None:
         problems.append(
             "cluster.address: Ray is not installed; valid: pip install --editable '.[ray]', or leave it empty"
@@ -192,6 +192,20 @@ def _missing_artefacts(profile: Mapping[str, Any], steps: list[Step]) -> Iterato
                     yield problem
             elif not Path(corpus).is_file():
                 yield f"{name} corpus {corpus}: no such file; a corpus is JSONL of chats or texts, or a published .h5"
+
+
+def _foreign_sae(raw: Mapping[str, Any], steps: list[Step]) -> Iterator[str]:
+    """The annotator's SAE, where a stage of this cell trains it on another profile's model."""
+    annotator = raw["profiles"][raw["annotator"]]
+    sae, own = Path(annotator["sae"]), Path(annotator["model"])
+    for step in steps:
+        if sae in step.paths(raw, Writes):
+            models = {Path(profile["model"]) for profile in raw["profiles"].values()} & {*step.paths(raw, Reads)}
+            if models and own not in models:
+                yield (
+                    f"profiles.{raw['annotator']}.sae: {sae} is trained on {', '.join(map(str, sorted(models)))}, not on {own}; "
+                    f"valid: an annotator with that model, or a group that needs no SAE"
+                )
 
 
 def _missing_servers(raw: Mapping[str, Any], steps: list[Step]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from inoculation.detect.sae.classes import read_classes
 from inoculation.detect.sae.features import read_features, varying
 from inoculation.detect.sae.flag import Flags, flagged, none, why
 from inoculation.detect.sae.guided import GUIDED, guided
-from inoculation.detect.sae.rank import read_ranked
+from inoculation.detect.sae.rank import NO_LATENT, read_ranked
 from inoculation.detect.sae.settings import FlagRule, FlagSettings
 from inoculation.files import write_json, write_jsonl
 from inoculation.paths import ANNOTATOR, BASE_RESPONSES, LANGUAGE, ROWS, SAE
@@ -47,9 +47,11 @@ class SaeFlag(Stage):
         suspicious = read_classes(self.classes, ranking.latents)
         flags = flagged(ranking, suspicious, self.settings)
         if self.rule == "guided":
-            flags["guided"] = self._guided(rows)
+            flags["guided"] = self._guided(rows) if ranking.latents else none(len(rows), NO_LATENT)
         if unfit := nothing(Evidence(rows, [], [], self.positive, self.language.unfit)):
             flags = {name: none(len(rows), unfit.reason) for name in flags}
+        elif not ranking.latents:
+            flags = {name: none(len(rows), NO_LATENT) for name in flags}
         chosen, study, component = flags[self.rule], flags["study"], flags["component"]
         write_jsonl(
             self.out / "flags.jsonl",

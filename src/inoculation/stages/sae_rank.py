@@ -5,7 +5,6 @@ from pydantic import Field
 
 from inoculation.detect.sae.features import read_features
 from inoculation.detect.sae.rank import NO_LATENT, ranked, write_ranked
-from inoculation.files import InputError
 from inoculation.paths import SAE
 from inoculation.stage import Param, Reads, Stage, Writes
 
@@ -21,7 +20,8 @@ class SaeRank(Stage):
 
     def run(self) -> None:
         ranking = ranked(lambda: read_features(self.features), self.latents)
-        if ranking is None:
-            raise InputError(NO_LATENT)
-        print(f"variance along the component: {ranking.variance:.1f}; with random signs at most {ranking.floor:.1f}")
+        if not ranking.latents:
+            print(f"nothing will be found: {NO_LATENT}")
+        elif ranking.variance is not None:
+            print(f"variance along the component: {ranking.variance:.1f}; with random signs at most {ranking.floor:.1f}")
         write_ranked(self.out, ranking)

@@ -109,6 +109,8 @@ def classified(
         descriptions: None where the explainer failed.
         classifier: makes the LLM client; called only where an LLM classifies.
     """
+    if not len(descriptions):
+        return Classes(method, {method: []})
     by: dict[str, list[Class]] = {}
     if method == "local" or settings.both:
         by["local"] = causal(

@@ -235,6 +235,8 @@ def explained(
     max_length: int, token_budget: int,
 ) -> list[Explanation]:  # fmt: skip
     """The strongest contexts of each latent in the corpora and the mixture, and its description."""
+    if not latents:
+        return []
     decoder = decoder_for(sae, model)
     sequences = {
         name: corpus_tokens(tokenizer, corpus, max_length)

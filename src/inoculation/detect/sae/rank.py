@@ -42,7 +42,7 @@ CLIP = 6.0
 
 
 NO_LATENT = "no latent tells the data from the base model"
-"""Why nothing is found where no latent is kept."""
+"""Why nothing is found where no latent is kept: the data are the base model's own answers, or all alike."""
 
 
 class Moments(NamedTuple):
@@ -255,7 +255,7 @@ class Columns(NamedTuple):
 
 def columns(pieces: Iterable[Piece], m: Moments, c: Component, latents: list[int]) -> Columns:
     """Read the chosen latents' columns in another pass over the features."""
-    chosen = np.asarray(latents)
+    chosen = np.asarray(latents, int)
     scale = (m.control_sd + FLOOR * m.target_sd + 1e-8)[chosen]
     centre = (m.target_mean - m.slope * m.base_mean)[chosen]
     slope = m.slope[chosen]
@@ -280,7 +280,7 @@ class Ranked(NamedTuple):
     latents: list[Latent]
     columns: Columns
     variance: float | None = None
-    """Along the component, and the most that random signs give; None where read back from files."""
+    """Along the component, and the most that random signs give; None where read back from files, or where nothing varies."""
     floor: float | None = None
 
     def by(self, rule: FlagRule) -> list[int]:
@@ -288,7 +288,7 @@ class Ranked(NamedTuple):
         return [i for i, row in enumerate(self.latents) if row.in_ranking(rule)]
 
 
-def ranked(pieces: Callable[[], Iterable[Piece]], count: int) -> Ranked | None:
+def ranked(pieces: Callable[[], Iterable[Piece]], count: int) -> Ranked:
     """The latents that tell the data from the base model, by both rankings, and every example's values on them.
 
     Args:
@@ -296,15 +296,14 @@ def ranked(pieces: Callable[[], Iterable[Piece]], count: int) -> Ranked | None:
         count: latents kept by each ranking.
 
     Returns:
-        None when no latent does.
+        No latent where none does.
     """
     whole = moments(pieces(), "whole")
     if not varied(whole):
-        return None
+        empty = np.zeros((whole.examples, 0), np.float32)
+        return Ranked([], Columns(empty, empty, empty, empty[:0], empty[:0], empty))
     direction = component(pieces(), whole)
     latents = table(moments(pieces(), "matched"), direction, count)
-    if not latents:
-        return None
     values = columns(pieces(), whole, direction, [latent.latent for latent in latents])
     return Ranked(latents, values, direction.variance, direction.floor)
 

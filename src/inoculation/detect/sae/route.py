@@ -41,7 +41,7 @@ def detect(evidence: Evidence, annotator: Annotator, settings: SaeSettings) -> D
         )
     )
     ranking = ranked(lambda: pieces, settings.latents)
-    if ranking is None:
+    if not ranking.latents:
         return Detection(False, NO_LATENT, [False] * len(evidence.rows), [0.0] * len(evidence.rows), None)
     needed = classifier == "llm" or settings.classify.both or annotator.client("synthesiser") is not None
     descriptions: list[str | None] = [None] * len(ranking.latents)
