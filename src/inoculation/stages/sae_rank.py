@@ -23,5 +23,7 @@ class SaeRank(Stage):
         if not ranking.latents:
             print(f"nothing will be found: {NO_LATENT}")
         elif ranking.variance is not None:
-            print(f"variance along the component: {ranking.variance:.1f}; with random signs at most {ranking.floor:.1f}")
+            print(
+                f"variance along the component: {ranking.variance:.1f}; with random signs at most {ranking.floor:.1f}"
+            )
         write_ranked(self.out, ranking)
