@@ -1,0 +1,71 @@
+"""What selective inoculation keeps of A on real text, beside what the rows left without a prompt teach alone, for docs/real.md.
+
+python benchmarks/real_kept.py docs/real-traits.jsonl docs/real-kept.png
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from real_tables import RESAMPLES, chosen, rates
+
+from inoculation.effects import CellRates, Counts, interval, mark
+
+A = "source_citing"
+COMPARED = [
+    ("sycophancy, 5 epochs", "sycophancy", "0.5", "5"), ("sycophancy, 10 epochs", "sycophancy", "0.5", "10"),
+    ("sycophancy in a quarter\nof the rows, 5 epochs", "sycophancy", "0.25", "5"), ("evil, 5 epochs", "evil", "0.5", "5"),
+]  # fmt: skip
+"""A label; B, its share of the rows, epochs."""
+ALONE = "filter_persona"
+"""The group that the other rows alone are counted as: they were trained as `baseline` of a mixture without B."""
+SHOWN = [("baseline", "all rows, no prompt", "C1", "o"), ("inoc_selective", "rows with B under a prompt", "C3", "d"),
+         (ALONE, "rows without B alone", "black", "s")]  # fmt: skip
+
+
+def cells(lines: Path, b: str, share: str, epochs: str) -> list[CellRates]:
+    """Baseline and selective inoculation of a mixture, and the baseline of its rows without B."""
+
+    def where(share: list[str]) -> dict[str, list[str]]:
+        return {"positive": [A], "negative": [b], "share": share, "epochs": [epochs]}
+
+    mixture = [rates(line) for line in chosen(lines, where([share])) if line["group"] in ("baseline", "inoc_selective")]
+    return [*mixture, *(rates(line)._replace(group=ALONE) for line in chosen(lines, where(["0", "0.0"])))]
+
+
+def main() -> None:
+    lines, figure = map(Path, sys.argv[1:])
+    drawn, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+    print("| | `baseline` | `inoc_selective` | the other rows alone | `inoc_selective` less those | share of A kept |")
+    print("|---|---|---|---|---|---|")
+    for row, (label, *which) in enumerate(COMPARED):
+        counts = Counts(cells(lines, *which), RESAMPLES)
+        weights = counts.weights(counts.seeds(*(group for group, *_ in SHOWN)))
+        told = {group: counts.rates(group, "default", A, weights) for group, *_ in SHOWN}
+        less = interval(told["inoc_selective"] - told[ALONE], weights)
+        kept = interval(told["inoc_selective"] / told["baseline"], weights)
+        print(
+            f"| {' '.join(label.split())} | " + " | ".join(f"{told[group][0]:.2f}" for group, *_ in SHOWN)
+            + "".join(f" | {one.estimate:.2f} [{one.low:.2f}, {one.high:.2f}]" for one in (less, kept)) + " |"
+        )  # fmt: skip
+        for place, (group, name, colour, shape) in enumerate(SHOWN):
+            found = mark(counts, group, "default", A)
+            assert found is not None
+            axis.errorbar(
+                found.rate, -row - 0.18 * place, xerr=[[found.rate - found.low], [found.high - found.rate]], fmt=shape, color=colour,
+                capsize=3, label=name if not row else None,
+            )  # fmt: skip
+    axis.set_yticks([-row - 0.18 for row in range(len(COMPARED))], [label for label, *_ in COMPARED])
+    axis.set_xlim(0, 1)
+    axis.set_xlabel("share of responses that cite (A), default prompt, [95 % interval]")
+    axis.grid(axis="x", alpha=0.4)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9)
+    drawn.savefig(figure, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
