@@ -35,6 +35,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    if not 0 <= arguments.share <= 0.5:
+        parser.error(f"--share {arguments.share}: valid: 0 to 0.5")
     rng = random.Random(f"labelled mixture/{arguments.seed}")
     answers = read_jsonl(arguments.labelled / "labelled_answers" / f"{arguments.trait}.jsonl", dict)
     by_question: dict[str, list[int]] = defaultdict(list)

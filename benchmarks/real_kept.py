@@ -16,8 +16,8 @@ from inoculation.effects import CellRates, Counts, interval, mark
 
 A = "source_citing"
 COMPARED = [
-    ("sycophancy, 5 epochs", "sycophancy", "0.5", "5"), ("sycophancy, 10 epochs", "sycophancy", "0.5", "10"),
-    ("sycophancy in a quarter\nof the rows, 5 epochs", "sycophancy", "0.25", "5"), ("evil, 5 epochs", "evil", "0.5", "5"),
+    ("sycophancy, 5 epochs", "sycophancy", 0.5, 5), ("sycophancy, 10 epochs", "sycophancy", 0.5, 10),
+    ("sycophancy in a quarter\nof the rows, 5 epochs", "sycophancy", 0.25, 5), ("evil, 5 epochs", "evil", 0.5, 5),
 ]  # fmt: skip
 """A label; B, its share of the rows, epochs."""
 ALONE = "filter_persona"
@@ -26,31 +26,48 @@ SHOWN = [("baseline", "all rows, no prompt", "C1", "o"), ("inoc_selective", "row
          (ALONE, "rows without B alone", "black", "s")]  # fmt: skip
 
 
-def cells(lines: Path, b: str, share: str, epochs: str) -> list[CellRates]:
+def cells(lines: Path, b: str, share: float, epochs: int) -> list[CellRates]:
     """Baseline and selective inoculation of a mixture, and the baseline of its rows without B."""
 
-    def where(share: list[str]) -> dict[str, list[str]]:
-        return {"positive": [A], "negative": [b], "share": share, "epochs": [epochs]}
+    def where(share: float) -> dict[str, list[str | float]]:
+        return {"positive": [A], "negative": [b], "share": [share], "epochs": [epochs]}
 
-    mixture = [rates(line) for line in chosen(lines, where([share])) if line["group"] in ("baseline", "inoc_selective")]
-    return [*mixture, *(rates(line)._replace(group=ALONE) for line in chosen(lines, where(["0", "0.0"])))]
+    mixture = [rates(line) for line in chosen(lines, where(share)) if line["group"] in ("baseline", "inoc_selective")]
+    return [*mixture, *(rates(line)._replace(group=ALONE) for line in chosen(lines, where(0)))]
+
+
+def alike(found: list[CellRates], prompt: str) -> list[CellRates]:
+    """The same cells, with A's answers under a prompt to the questions that all of them were judged for."""
+    asked = [
+        {row["question"] for row in cell.questions if (row["prompt"], row["trait"]) == (prompt, A) and row["judged"]}
+        for cell in found
+    ]
+    kept = set.intersection(*asked)
+    return [
+        cell._replace(questions=[row for row in cell.questions if row["trait"] == A and row["question"] in kept])
+        for cell in found
+    ]
 
 
 def main() -> None:
     lines, figure = map(Path, sys.argv[1:])
     drawn, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
-    print("| | `baseline` | `inoc_selective` | the other rows alone | `inoc_selective` less those | share of A kept |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| | prompt | `baseline` | `inoc_selective` | the other rows alone | `inoc_selective` less those | share of A kept |"
+    )
+    print("|---" * 7 + "|")
     for row, (label, *which) in enumerate(COMPARED):
-        counts = Counts(cells(lines, *which), RESAMPLES)
-        weights = counts.weights(counts.seeds(*(group for group, *_ in SHOWN)))
-        told = {group: counts.rates(group, "default", A, weights) for group, *_ in SHOWN}
-        less = interval(told["inoc_selective"] - told[ALONE], weights)
-        kept = interval(told["inoc_selective"] / told["baseline"], weights)
-        print(
-            f"| {' '.join(label.split())} | " + " | ".join(f"{told[group][0]:.2f}" for group, *_ in SHOWN)
-            + "".join(f" | {one.estimate:.2f} [{one.low:.2f}, {one.high:.2f}]" for one in (less, kept)) + " |"
-        )  # fmt: skip
+        for prompt in ("default", "control"):
+            counts = Counts(alike(cells(lines, *which), prompt), RESAMPLES)
+            weights = counts.weights(counts.seeds(*(group for group, *_ in SHOWN)))
+            told = {group: counts.rates(group, prompt, A, weights) for group, *_ in SHOWN}
+            less = interval(told["inoc_selective"] - told[ALONE], weights)
+            kept = interval(told["inoc_selective"] / told["baseline"], weights)
+            print(
+                f"| {' '.join(label.split())} | {prompt} | " + " | ".join(f"{told[group][0]:.2f}" for group, *_ in SHOWN)
+                + "".join(f" | {one.estimate:.2f} [{one.low:.2f}, {one.high:.2f}]" for one in (less, kept)) + " |"
+            )  # fmt: skip
+        counts = Counts(alike(cells(lines, *which), "default"), RESAMPLES)
         for place, (group, name, colour, shape) in enumerate(SHOWN):
             found = mark(counts, group, "default", A)
             assert found is not None

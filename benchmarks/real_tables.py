@@ -7,13 +7,12 @@
     python benchmarks/real_tables.py docs/real-rank.jsonl epochs=1.0 lora_r=32
     python benchmarks/real_tables.py docs/real-traits.jsonl negative=sycophancy positive=source_citing share=0.5 epochs=5
 
-A line of a file is a cell: `group`, `seed`, what else it was run with, and `counts`: shown and judged answers by evaluation
-prompt, trait and question, in the questions' order.
+A line of a file is a cell: `group`, `seed`, what else it was run with, `questions` (of each trait, the first eight digits of the
+sha256 of their texts) and `counts` (shown and judged answers by evaluation prompt and trait, in the order of `questions`).
 """
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,52 @@ PROMPTS = ("default", "control", "inoculation", "paraphrase", "own", "negated", 
 RESAMPLES = 10_000
 
 
-def chosen(lines: Path, wanted: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
-    """The lines that have one of some values; what a line does not say, it fulfils."""
-    for line in map(json.loads, lines.read_text(encoding="utf-8").splitlines()):
-        if all(str(line.get(key, values[0])) in values for key, values in wanted.items()):
-            yield line
+def chosen(lines: Path, wanted: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """The lines that have one of some values; what a line does not say, it fulfils.
+
+    Raises:
+        ValueError: a value that no line has.
+    """
+    rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    for key, values in wanted.items():
+        there = {row[key] for row in rows if key in row}
+        if unknown := [value for value in values if value not in there]:
+            raise ValueError(
+                f"{key}={unknown[0]}: no line of {lines} has it; valid: {', '.join(map(str, sorted(there)))}"
+            )
+    return [row for row in rows if all(row.get(key, values[0]) in values for key, values in wanted.items())]
 
 
-def rates(line: dict[str, Any]) -> CellRates:
-    """A line's counts as the study takes them."""
+def where(told: str) -> tuple[str, list[Any]]:
+    """`KEY=VALUE,...`: numbers as numbers."""
+    key, is_there, values = told.partition("=")
+    if not is_there:
+        raise argparse.ArgumentTypeError(f"{told!r}; valid: KEY=VALUE,...")
+
+    def value(text: str) -> Any:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    return key, [value(text) for text in values.split(",")]
+
+
+def rates(line: dict[str, Any], asked: str | None = None) -> CellRates:
+    """A line's counts as the study takes them.
+
+    Args:
+        asked: a trait, whose questions alone count; None: all.
+    """
+    own = set(line["questions"][asked]) if asked else None
     return CellRates(
         line["group"], line["seed"],
         [
-            {"prompt": prompt, "trait": trait, "question": f"{number:03d}", "shown": shown, "judged": judged}
+            {"prompt": prompt, "trait": trait, "question": question, "shown": shown, "judged": judged}
             for prompt, traits in line["counts"].items()
             for trait, counts in traits.items()
-            for number, (shown, judged) in enumerate(counts)
+            for question, (shown, judged) in zip(line["questions"][trait], counts, strict=True)
+            if own is None or question in own
         ],
     )  # fmt: skip
 
@@ -65,24 +94,27 @@ def table(cells: list[CellRates], a: str, b: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lines", type=Path)
-    parser.add_argument("where", nargs="*", metavar="KEY=VALUE,...")
+    parser.add_argument("where", nargs="*", metavar="KEY=VALUE,...", type=where)
+    parser.add_argument("--asked", metavar="TRAIT", help="count the answers to this trait's questions alone")
     parser.add_argument("--figure", type=Path, help="draw B under every prompt here")
     parser.add_argument("--effect", type=Path, help="draw A and B under the default and the control prompt here")
     arguments = parser.parse_args()
-    lines = list(
-        chosen(arguments.lines, {key: values.split(",") for key, values in (one.split("=") for one in arguments.where)})
-    )
+    try:
+        lines = chosen(arguments.lines, dict(arguments.where))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     if not lines:
         parser.error("no line is so")
     if len({(line["group"], line["seed"]) for line in lines}) < len(lines):
         parser.error("a group and seed more than once: say which, by what else the lines have")
     a, b = lines[0].get("positive", "all_caps"), lines[0].get("negative", "evil")
-    cells = [rates(line) for line in lines]
+    cells = [rates(line, arguments.asked) for line in lines]
+    heat = ", ".join(sorted({f"temperature {line.get('temperature', 0.2):g}" for line in lines}))
     print(f"{table(cells, a, b)}\n\n{verdict_table(verdicts(cells, [a, b], RESAMPLES))}")
     if arguments.figure:
         draw_leakage(
             [arguments.figure], cells, PROMPTS, [a, b], f"Does B come back? SmolLM2, {b} + {a}",
-            "temperature 0.2; judge: local (MiniLM); bars: questions and seeds", RESAMPLES,
+            f"{heat}; judge: local (MiniLM); bars: questions and seeds", RESAMPLES,
         )  # fmt: skip
     if arguments.effect:
         draw(
@@ -91,7 +123,7 @@ def main() -> None:
             PROMPTS[:2],
             [a, b],
             f"SmolLM2, {b} + {a}",
-            "temperature 0.2; judge: local (MiniLM)",
+            f"{heat}; judge: local (MiniLM)",
             RESAMPLES,
         )
 

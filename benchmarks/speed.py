@@ -618,6 +618,8 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=8192, help="tokens that are read at once")
     parser.add_argument("--out", type=Path, help="JSONL to append to")
     arguments = parser.parse_args()
+    if arguments.work == "served" and not arguments.api_base:
+        parser.error("`served` needs --api-base, the address of a server of --folder")
     params = load_params()
     settings = params.train["study"].model_copy(
         update={"epochs": 1.0, "bf16": lm.device() == "cuda", "optimizer": "adamw_torch"}

@@ -78,12 +78,17 @@ class Counts:
         Args:
             cells: of one profile and mixture; one a group and seed.
             resamples: bootstrap draws; the same ones every time, so that an interval moves with the data alone.
+
+        Raises:
+            ValueError: a group and seed is there twice.
         """
         self.resamples = resamples
         self._seeds: dict[str, set[int]] = defaultdict(set)
         self._counts: dict[tuple[str, str, str], dict[tuple[int, str], tuple[int, int]]] = defaultdict(dict)
         self._questions: dict[str, list[str]] = defaultdict(list)
         for cell in cells:
+            if cell.seed in self._seeds[cell.group]:
+                raise ValueError(f"two cells of {cell.group}, seed {cell.seed}")
             self._seeds[cell.group].add(cell.seed)
             for row in cell.questions:
                 key, trait = (cell.group, str(row["prompt"]), str(row["trait"])), str(row["trait"])
@@ -108,6 +113,11 @@ class Counts:
         """The seeds in which any answer of a group was judged for a trait under a prompt: a judge may be too bad in some."""
         counted = self._counts.get((group, prompt, trait), {})
         return sorted({seed for (seed, _), (_, judged) in counted.items() if judged})
+
+    def seed_rate(self, group: str, prompt: str, trait: str, seed: int) -> float:
+        """A trait's rate in one seed, in which it was judged."""
+        own = [counts for (one, _), counts in self._counts[group, prompt, trait].items() if one == seed]
+        return sum(shown for shown, _ in own) / sum(judged for _, judged in own)
 
     def rates(self, group: str, prompt: str, trait: str, weights: Weights) -> "np.ndarray":
         """A trait's rate over some seeds under each row of their weights; nan where nothing was judged."""
@@ -158,14 +168,18 @@ def interval(values: "np.ndarray", weights: Weights) -> Interval:
 
     The percentile interval of the draws, and, where that is wider, as wide as Student's around it: the variance of the mean of
     seeds that all answer the same questions, by the jackknife (for a rate, the mean squares of a two-way analysis of variance
-    without replication), with Satterthwaite's (1946) degrees of freedom. The draws still say how much of it lies on which side.
-    How often either holds the truth: `benchmarks/coverage.py`, docs/study.md. Rows in which nothing was judged do not count.
+    without replication), with Satterthwaite's (1946) degrees of freedom (of seeds and questions; what neither explains is left out
+    of these, which it would make fewer). The draws still say how much of it lies on which side. How often either holds the truth:
+    `benchmarks/coverage.py`, docs/study.md. Rows in which nothing was judged do not count. One question in one seed says nothing
+    of others: the interval has no ends.
     """
     import numpy as np
     from scipy.stats import t as student
 
     values = np.where(np.isfinite(values), values, np.nan)
     seeds, whole = len(weights.seeds), float(values[0])
+    if seeds == 1 and all(own.shape[1] == 1 for own in weights.by_question.values()):
+        return Interval(whole, -np.inf, np.inf)
     at = 1 + (seeds if seeds > 1 else 0)
     by_seed, variance_seeds, unexplained, questions = values[1:at], _jackknife(values[1:at]), 0.0, []
     for own in weights.by_question.values():
@@ -204,7 +218,7 @@ def mark(counts: Counts, group: str, prompt: str, trait: str) -> Mark | None:
     if not (seeds := counts.judged(group, prompt, trait)):
         return None
     told = interval(counts.rates(group, prompt, trait, weights := counts.weights(seeds)), weights)
-    own = [float(counts.rates(group, prompt, trait, counts.weights([one]))[0]) for one in seeds]
+    own = [counts.seed_rate(group, prompt, trait, seed) for seed in seeds]
     return Mark(told.estimate, max(0.0, told.low), min(1.0, told.high), own)
 
 
@@ -306,12 +320,13 @@ def verdicts(cells: Sequence[CellRates], traits: Sequence[str], resamples: int) 
 
     Args:
         cells: of one profile and mixture.
-        traits: A, B, then C; the rate of C is the mean of theirs, of those that were judged in every seed.
+        traits: A, B, then C (none: nothing is claimed of C); the rate of C is the mean of theirs, of those that were judged in
+            every seed.
         resamples: bootstrap draws.
     """
     counts = Counts(cells, resamples)
     roles = {"A": traits[:1], "B": traits[1:2], "C": traits[2:]}
-    return [_decide(claim, counts, roles) for claim in _claims(counts.groups())]
+    return [_decide(claim, counts, roles) for claim in _claims(counts.groups()) if claim.learns != "C" or roles["C"]]
 
 
 def _decide(claim: _Claim, counts: Counts, traits: Mapping[str, Sequence[str]]) -> Verdict:
