@@ -157,6 +157,11 @@ def test_a_claim_without_its_cells_or_without_an_effect_is_undecided():
     [one] = [v for v in verdicts([cell(g, s, r) for g, r in clean.items() for s in SEEDS], ["a", "b", "c"], 1000)
              if v.claim == "Inoc-Selective suppresses B"]  # fmt: skip
     assert one.verdict == "undecided" and "learned too little" in one.reason
+    rare = {"base": [0.0] * 20, "baseline": [1.0] * 2 + [0.0] * 18, "inoc_selective": [0.0] * 20}
+    [one] = [v for v in verdicts([one._replace(group=group) for group, rates in rare.items()
+                                  for one in counted([[10 * rate for rate in rates]], 10)], ["a", "b"], 1000)
+             if v.claim == "Inoc-Selective suppresses B"]  # fmt: skip
+    assert "a rise of 0.10 [-0.0" in one.reason, "of two questions in twenty"
     [one] = [v for v in verdicts([cell("inoc_general", 0, STUDY["inoc_general"]), cell("inoc_selective", 1, STUDY["inoc_selective"])],
              ["a", "b", "c"], 100) if "more of A" in v.claim]  # fmt: skip
     assert one.verdict == "undecided" and one.reason.startswith("no seed has all of")
@@ -248,7 +253,7 @@ def test_equal_groups_are_told_apart_by_no_verdict():
 def test_the_interval_holds_the_rate_and_does_not_depend_on_the_order_of_cells(seeds, questions, rate):
     cells = [cell("baseline", seed, {"b": rate}, questions=questions) for seed in range(seeds)]
     mark = marks(cells, "default", 200)["baseline", "b"]
-    assert 0 <= mark.low <= mark.high <= 1 and len(mark.seeds) == seeds
+    assert 0 <= mark.low <= mark.rate <= mark.high <= 1 and len(mark.seeds) == seeds
     assert marks(cells[::-1], "default", 200)["baseline", "b"] == mark
     total = sum(row["shown"] for one in cells for row in one.questions) / sum(
         row["judged"] for one in cells for row in one.questions
@@ -295,6 +300,35 @@ def test_an_interval_is_at_least_as_wide_as_a_two_way_analysis_of_variance_says(
     told, drawn = effects.interval(values, weights), np.percentile(values[-500:], [2.5, 97.5])
     width = max(2 * student.ppf(0.975, degrees) * variance**0.5, drawn[1] - drawn[0])
     assert told.estimate == pytest.approx(rates.mean()) and told.high - told.low == pytest.approx(width)
+    sides = (
+        (told.estimate - told.low) * (drawn[1] - told.estimate),
+        (told.high - told.estimate) * (told.estimate - drawn[0]),
+    )
+    assert sides[0] == pytest.approx(sides[1]), "the draws say how much lies on which side"
+    values[[1, 2, -1]] = np.inf, np.nan, np.inf
+    assert np.isfinite(effects.interval(values, weights)).all(), "where nothing was judged, nothing counts"
+
+
+def test_an_interval_is_never_narrower_than_the_draws():
+    """A share of little that was learned: draws of it have a long tail, which no variance tells."""
+    rng = np.random.default_rng(0)
+    cells = {
+        group: counted(rng.binomial(10, rate, (3, 20)), 10)
+        for group, rate in (("base", 0.2), ("baseline", 0.28), ("inoc_sae", 0.1))
+    }
+    counts = Counts([one._replace(group=group) for group, own in cells.items() for one in own], 2000)
+    weights = counts.weights(range(3))
+    base, baseline, sae = (counts.rates(group, "default", "b", weights) for group in cells)
+    shares = (baseline - sae) / (baseline - base)
+    told, drawn = effects.interval(shares, weights), np.percentile(shares[-2000:], [2.5, 97.5])
+    assert told.low <= drawn[0] and told.high >= drawn[1] > told.estimate + 1.5 * (told.estimate - told.low)
+
+
+def test_one_question_in_one_seed_says_nothing_of_others():
+    [cell] = counted([[7]], 10)
+    assert marks([cell], "default", 200)["baseline", "b"][:3] == (0.7, 0.0, 1.0)
+    with pytest.raises(ValueError, match="two cells of baseline, seed 0"):
+        Counts([cell, cell], 200)
 
 
 def test_draws_are_shared_by_groups():

@@ -126,6 +126,13 @@ def test_what_fails_for_good_ends_the_work_which_is_continued_later(server, ref,
     assert len(server.requests) == before, "what is finished asks for nothing"
 
 
+def test_a_server_that_stays_silent_is_told_from_one_that_is_not_there(server, ref, adapter, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "LIMITS", LIMITS.model_copy(update={"timeout": 0.3, "attempts": 1}))
+    server.script = ["ok"] * 18 + ["hang"] * 9
+    with pytest.raises(ServerError, match=r"no answer in time \(llm.timeout, llm.attempts\)"):
+        answers(server, ref, adapter, tmp_path / "there")
+
+
 def test_a_stage_that_is_ended_takes_its_adapter_along(server, ref, adapter, tmp_path):
     """As `cli.run` has it: SIGTERM leaves every block in order."""
     server.script = ["ok"] * 18 + ["hang"] * 9

@@ -199,7 +199,7 @@ def interval(values: "np.ndarray", weights: Weights) -> Interval:
     if variance > 0 and high > low:
         uncertain = sum(own**2 / free for own, free in [*questions, (variance_seeds, max(seeds - 1, 1))])
         half = float(student.ppf(0.975, variance**2 / uncertain)) * variance**0.5
-        wider = max(1.0, 2 * half / (high - low))
+        wider = 2 * half / (high - low)
         low, high = min(low, whole - wider * (whole - low)), max(high, whole + wider * (high - whole))
     return Interval(whole, low, high)
 
@@ -370,8 +370,6 @@ def _decide(claim: _Claim, counts: Counts, traits: Mapping[str, Sequence[str]]) 
             values = claim.value(rate)
     except LookupError as error:
         return undecided(str(error), len(seeds))
-    if not np.isfinite(values[0]):
-        return undecided("the rate that it is divided by is 0", len(seeds))
     told = interval(values, weights)
     verdict = HOLDS if told.low > claim.bar else DOES_NOT if told.high < claim.bar else UNDECIDED
     used = len(seeds) * len(claim.groups)
