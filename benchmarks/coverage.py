@@ -2,12 +2,13 @@
 
     python benchmarks/coverage.py
 
-Two groups of the same true rate, each seed's own rate drawn around it; 60 questions, 10 answers each; no model, a minute.
+First a difference: two groups of the same true rate, each seed's own rate drawn around it; 60 questions, 10 answers each. Then
+rates near 0 and not, of 20 questions that are not alike, as on real text. No model, two minutes.
 """
 
 import numpy as np
 
-from inoculation.effects import UNDECIDED, CellRates, verdicts
+from inoculation.effects import UNDECIDED, CellRates, marks, verdicts
 
 STUDIES, QUESTIONS, ANSWERS, RATE = 300, 60, 10, 0.6
 
@@ -25,6 +26,40 @@ def cell(group: str, seed: int, spread: float, rng: np.random.Generator) -> Cell
     )  # fmt: skip
 
 
+def unlike(level: float, seeds: int, spread: float, rng: np.random.Generator) -> list[CellRates]:
+    """Cells of one group whose questions' log-odds are spread by 2 around a level, and whose seeds' by `spread`."""
+    odds = level + rng.normal(0, 2, 20) + rng.normal(0, spread, (seeds, 1))
+    shown = rng.binomial(ANSWERS, 1 / (1 + np.exp(-odds)))
+    return [
+        CellRates(
+            "baseline", seed,
+            [
+                {"prompt": "default", "trait": "evil", "question": f"{at}", "shown": int(count), "judged": ANSWERS}
+                for at, count in enumerate(row)
+            ],
+        )
+        for seed, row in enumerate(shown)
+    ]  # fmt: skip
+
+
+def rates() -> None:
+    print("\n| true rate | sd between seeds, log-odds | " + " | ".join(f"{n} seeds" for n in (1, 2, 3, 5)) + " |")
+    print("|---" * 6 + "|")
+    for level in (-5.5, -4.0, 0.5):
+        for spread in (0.0, 0.5):
+            odds = level + np.random.default_rng(1).normal(0, (4 + spread**2) ** 0.5, 1_000_000)
+            truth, held = float((1 / (1 + np.exp(-odds))).mean()), []
+            for seeds in (1, 2, 3, 5):
+                found = [
+                    marks(unlike(level, seeds, spread, np.random.default_rng(number)), "default", 1000)[
+                        "baseline", "evil"
+                    ]
+                    for number in range(STUDIES)
+                ]
+                held.append(np.mean([one.low <= truth <= one.high for one in found]))
+            print(f"| {truth:.2f} | {spread} | " + " | ".join(f"{share:.2f}" for share in held) + " |", flush=True)
+
+
 def main() -> None:
     print(
         "| seeds | sd between seeds | interval holds the truth | a verdict where there is nothing |\n|---|---|---|---|"
@@ -39,6 +74,7 @@ def main() -> None:
                 held += one.low is not None and one.high is not None and one.low <= 0 <= one.high
                 decided += one.verdict != UNDECIDED
             print(f"| {seeds} | {spread:.2f} | {held / STUDIES:.2f} | {decided / STUDIES:.2f} |", flush=True)
+    rates()
 
 
 if __name__ == "__main__":
