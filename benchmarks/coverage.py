@@ -8,7 +8,8 @@ rates near 0 and not, of 20 questions that are not alike, as on real text. No mo
 
 import numpy as np
 
-from inoculation.effects import UNDECIDED, CellRates, marks, verdicts
+from inoculation.effects import UNDECIDED, verdicts
+from inoculation.intervals import CellRates, marks
 
 STUDIES, QUESTIONS, ANSWERS, RATE = 300, 60, 10, 0.6
 

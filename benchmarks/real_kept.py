@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from real_tables import RESAMPLES, chosen, rates
 
-from inoculation.effects import CellRates, Counts, interval, mark
+from inoculation.intervals import CellRates, Counts, interval, mark
 
 A = "source_citing"
 COMPARED = [

@@ -16,10 +16,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from inoculation.effects import CellRates, marks, verdicts
 from inoculation.effects import markdown as verdict_table
+from inoculation.effects import verdicts
 from inoculation.figure import draw, draw_leakage
 from inoculation.groups import GROUPS
+from inoculation.intervals import CellRates, marks
 
 PROMPTS = ("default", "control", "inoculation", "paraphrase", "own", "negated", "unrelated")
 RESAMPLES = 10_000

@@ -455,7 +455,7 @@ class Seen(HTMLParser):
 
 def pages(folder: Path) -> dict[str, int]:
     """Every page there is, with EVIL wherever a text can be; name -> how many scripts it has of its own."""
-    from inoculation import effects, study, study_page
+    from inoculation import intervals, study, study_page
     from inoculation.detect import sae
     from inoculation.detect.persona import page as persona_page
     from inoculation.detect.sae import page as sae_page
@@ -484,7 +484,7 @@ def pages(folder: Path) -> dict[str, int]:
     )  # fmt: skip
     question = study.Question(EVIL, "all_caps", "evil")
     finding = study.Finding(EVIL, 0, EVIL, EVIL, 1.0, 1.0, 3)
-    cell = effects.CellRates(
+    cell = intervals.CellRates(
         "baseline",
         0,
         [{"prompt": EVIL, "trait": t, "question": EVIL, "shown": 1, "judged": 2} for t in ("all_caps", "evil")],

@@ -10,10 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
-from inoculation import effects, rows
-from inoculation.effects import CellRates, Counts, marks, verdicts
+from inoculation import intervals, rows
+from inoculation.effects import verdicts
 from inoculation.figure import draw, draw_leakage, draw_sweep
-from inoculation.report import Judgement, interval, question_rates, summarise
+from inoculation.intervals import CellRates, Counts, marks
+from inoculation.report import Judgement, question_rates, summarise
 from inoculation.study import Cell, Setting
 from inoculation.sweep import points
 
@@ -23,35 +24,29 @@ def judgement(question: str, score: float | None, prompt: str = "default") -> Ju
 
 
 def test_missing_judgements_are_counted_not_dropped():
-    rates = summarise([judgement("a", 90), judgement("a", None), judgement("b", 10)], 50, 200, 0)["default"]["evil"]
+    rates = summarise([judgement("a", 90), judgement("a", None), judgement("b", 10)], 50, 200)["default"]["evil"]
     assert (rates["rate"], rates["score"], rates["n"], rates["missing"]) == (0.5, 50.0, 2, 1)
 
 
 def test_nothing_judged_has_no_rate():
-    rates = summarise([judgement("a", None)], 50, 200, 0)["default"]["evil"]
+    rates = summarise([judgement("a", None)], 50, 200)["default"]["evil"]
     assert (rates["rate"], rates["low"], rates["n"], rates["missing"]) == (None, None, 0, 1)
 
 
 def test_a_score_at_the_threshold_shows_the_trait():
-    assert summarise([judgement("a", 50.0), judgement("b", 49.9)], 50, 200, 0)["default"]["evil"]["rate"] == 0.5
+    assert summarise([judgement("a", 50.0), judgement("b", 49.9)], 50, 200)["default"]["evil"]["rate"] == 0.5
 
 
 def test_the_interval_is_over_questions():
     """Ten equal answers a question say no more than one: the interval does not shrink with the samples."""
-    one = interval([1, 0, 1, 0], [1, 1, 1, 1], 5000, 0)
-    ten = interval([10, 0, 10, 0], [10, 10, 10, 10], 5000, 0)
-    assert one == ten
-    assert one[0] < 0.1 and one[1] > 0.9
 
+    def told(answers):
+        rates = summarise([judgement(question, score) for question, score in zip("abcd", (90, 10, 90, 10), strict=True)
+                           for _ in range(answers)], 50, 2000)["default"]["evil"]  # fmt: skip
+        return rates["low"], rates["high"]
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 10), st.integers(1, 10)), min_size=2, max_size=30))
-def test_the_interval_lies_within_the_questions(counts):
-    shown = [min(s, n) for s, n in counts]
-    judged = [n for _, n in counts]
-    low, high = interval(shown, judged, 300, 0)
-    assert min(s / n for s, n in zip(shown, judged, strict=True)) - 1e-12 <= low <= high
-    assert high <= max(s / n for s, n in zip(shown, judged, strict=True)) + 1e-12
+    assert told(10) == pytest.approx(told(1))
+    assert told(1)[0] < 0.1 and told(1)[1] > 0.9
 
 
 def test_prompts_are_kept_apart_and_the_oracle_is_its_own_table():
@@ -59,7 +54,7 @@ def test_prompts_are_kept_apart_and_the_oracle_is_its_own_table():
         Judgement("default", "evil", "q", 0, "t", True, {"evil": 90.0}, {"evil": 0.0}),
         Judgement("control", "evil", "q", 0, "t", True, {"evil": 10.0}, {"evil": 100.0}),
     ]
-    metrics = summarise(rows, 50, 200, 0)
+    metrics = summarise(rows, 50, 200)
     assert [metrics[p]["evil"]["rate"] for p in ("default", "control")] == [1.0, 0.0]
     assert [metrics["oracle"][p]["evil"]["rate"] for p in ("default", "control")] == [0.0, 1.0]
 
@@ -78,11 +73,6 @@ def test_the_figure_is_drawn(tmp_path):
     path = tmp_path / "sub" / "figure.png"
     draw([path], cells, ["default"], ["all_caps", "evil"], "title", "note", 200)
     assert path.read_bytes().startswith(b"\x89PNG")
-
-
-def test_no_question_is_an_error():
-    with pytest.raises(ValueError):
-        interval([], [], 100, 0)
 
 
 def cell(group: str, seed: int, rates: dict[str, float], n: int = 10, questions: int = 20) -> CellRates:
@@ -297,7 +287,7 @@ def test_an_interval_is_at_least_as_wide_as_a_two_way_analysis_of_variance_says(
     cells = counted(shown, 10)
     weights = (counts := Counts(cells, 500)).weights(range(seeds))
     values = counts.rates("baseline", "default", "b", weights)
-    told, drawn = effects.interval(values, weights), np.percentile(values[-500:], [2.5, 97.5])
+    told, drawn = intervals.interval(values, weights), np.percentile(values[-500:], [2.5, 97.5])
     width = max(2 * student.ppf(0.975, degrees) * variance**0.5, drawn[1] - drawn[0])
     assert told.estimate == pytest.approx(rates.mean()) and told.high - told.low == pytest.approx(width)
     sides = (
@@ -306,9 +296,9 @@ def test_an_interval_is_at_least_as_wide_as_a_two_way_analysis_of_variance_says(
     )
     assert sides[0] == pytest.approx(sides[1]), "the draws say how much lies on which side"
     values[[1, -1]] = np.nan
-    unjudged = effects.interval(values, weights)
+    unjudged = intervals.interval(values, weights)
     values[[1, -1]] = np.inf
-    assert effects.interval(values, weights) == unjudged and np.isfinite(unjudged).all(), (
+    assert intervals.interval(values, weights) == unjudged and np.isfinite(unjudged).all(), (
         "what was divided by 0 does not count"
     )
 
@@ -324,7 +314,7 @@ def test_an_interval_is_never_narrower_than_the_draws():
     weights = counts.weights(range(3))
     base, baseline, sae = (counts.rates(group, "default", "b", weights) for group in cells)
     shares = (baseline - sae) / (baseline - base)
-    told, drawn = effects.interval(shares, weights), np.percentile(shares[-2000:], [2.5, 97.5])
+    told, drawn = intervals.interval(shares, weights), np.percentile(shares[-2000:], [2.5, 97.5])
     assert told.low <= drawn[0] and told.high >= drawn[1] > told.estimate + 1.5 * (told.estimate - told.low)
 
 

@@ -11,7 +11,7 @@ from inoculation.registry import load
 LAYERS = [
     {"__main__"}, {"cli"}, {"commands"}, {"study", "study_page", "sweep", "inoculate", "export", "review"}, {"stages"}, {"plan", "params", "pipelines"}, {"profile", "pocket"}, {"rows", "figure"},
     {"detect", "train", "report", "clients", "effects"}, {"source", "rewriter", "groups", "sft"}, {"mixture", "judge", "persona_vectors", "preventative"},
-    {"llm", "respond", "traits"}, {"registry", "paths", "chat", "lm", "decode", "server", "quality", "embedding"}, {"stage", "tracking", "citations", "memory", "graphed"},
+    {"llm", "respond", "traits"}, {"registry", "paths", "chat", "lm", "decode", "server", "quality", "embedding", "intervals"}, {"stage", "tracking", "citations", "memory", "graphed"},
     {"roles", "store", "timings", "gpus", "files", "hub", "gguf_model", "attention", "launch", "epoch", "cluster", "quiet"},
 ]  # fmt: skip
 """From the top: a module imports from its own layer and those below it, and never upwards."""

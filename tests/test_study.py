@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inoculation import study, study_page, sweep
-from inoculation.effects import CellRates, verdicts
+from inoculation.effects import verdicts
 from inoculation.files import InputError
 from inoculation.groups import GROUPS
+from inoculation.intervals import CellRates
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 WHOLE = study.selection(PARAMS, None, None, "0,1,2", None)

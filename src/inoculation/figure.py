@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from inoculation.effects import CellRates, marks
 from inoculation.files import atomic
 from inoculation.groups import GROUPS
+from inoculation.intervals import CellRates, marks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from inoculation.intervals import CellRates, Counts, mark
 from inoculation.judge import Judgement
 
 
@@ -16,42 +17,11 @@ class Rate(NamedTuple):
     """Mean score of the judged responses, 0..100."""
     low: float | None
     high: float | None
-    """95 % percentile-bootstrap interval of `rate` over questions."""
+    """95 % interval of `rate` over questions (`intervals.mark`)."""
     n: int
     """Judged responses."""
     missing: int
     """Responses whose judgement is missing; they are in neither `rate` nor `n`."""
-
-
-def interval(shown: Sequence[float], judged: Sequence[float], resamples: int, seed: int) -> tuple[float, float]:
-    """95 % interval of sum(shown) / sum(judged) when questions, not responses, are drawn anew.
-
-    The samples of one question are not independent; an interval over responses would be too narrow.
-
-    Args:
-        shown: how many responses show the trait, `[questions]`.
-        judged: how many were judged, `[questions]`, each > 0.
-        resamples: bootstrap resamples.
-        seed: of the resampling.
-
-    Returns:
-        (low, high); a single question says nothing about others: 0 and 1.
-    """
-    import numpy as np
-    from scipy.stats import bootstrap
-
-    if len(shown) == 1:
-        return 0.0, 1.0
-    result = bootstrap(
-        (np.asarray(shown, float), np.asarray(judged, float)),
-        lambda shown, judged, axis: shown.sum(axis) / judged.sum(axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def by_question(
@@ -67,7 +37,7 @@ def by_question(
 
 
 def summarise_trait(
-    judgements: Sequence[Judgement], trait: str, threshold: float, resamples: int, seed: int, oracle: bool = False
+    judgements: Sequence[Judgement], trait: str, threshold: float, resamples: int, oracle: bool = False
 ) -> Rate:
     """One trait over the judgements of one evaluation prompt."""
     asked = sum(trait in (judgement.oracle if oracle else judgement.scores) for judgement in judgements)
@@ -75,25 +45,29 @@ def summarise_trait(
     pairs = [pair for answers in questions.values() for pair in answers]
     if not pairs:
         return Rate(None, None, None, None, 0, asked)
-    low, high = interval(
-        [sum(shows for _, shows in answers) for answers in questions.values()],
-        [len(answers) for answers in questions.values()],
-        resamples,
-        seed,
-    )
+    rows = [
+        {
+            "prompt": "",
+            "trait": trait,
+            "question": question,
+            "shown": sum(shows for _, shows in answers),
+            "judged": len(answers),
+        }
+        for question, answers in questions.items()
+    ]
+    told = mark(Counts([CellRates("", 0, rows)], resamples), "", "", trait)
+    assert told is not None
     return Rate(
-        rate=sum(shows for _, shows in pairs) / len(pairs),
+        rate=told.rate,
         score=sum(score for score, _ in pairs) / len(pairs),
-        low=low,
-        high=high,
+        low=told.low,
+        high=told.high,
         n=len(pairs),
         missing=asked - len(pairs),
     )
 
 
-def summarise(
-    judgements: Sequence[Judgement], threshold: float, resamples: int, seed: int
-) -> dict[str, dict[str, Any]]:
+def summarise(judgements: Sequence[Judgement], threshold: float, resamples: int) -> dict[str, dict[str, Any]]:
     """The evaluation part of metrics.json: {prompt: {trait: Rate}}, and under `oracle` the same by the exact oracle."""
     prompts = list(dict.fromkeys(judgement.prompt for judgement in judgements))
 
@@ -103,7 +77,7 @@ def summarise(
             chosen = [judgement for judgement in judgements if judgement.prompt == prompt]
             traits = dict.fromkeys(t for j in chosen for t in (j.oracle if oracle else j.scores))
             result[prompt] = {
-                trait: summarise_trait(chosen, trait, threshold, resamples, seed, oracle)._asdict() for trait in traits
+                trait: summarise_trait(chosen, trait, threshold, resamples, oracle)._asdict() for trait in traits
             }
         return result
 

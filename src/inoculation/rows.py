@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from inoculation.effects import CellRates
 from inoculation.files import read_yaml
 from inoculation.groups import GROUPS
+from inoculation.intervals import CellRates
 from inoculation.tracking import of_the_store, process_tags, terminate_as_exception
 
 if TYPE_CHECKING:

@@ -20,9 +20,10 @@ from ruamel.yaml import YAML, YAMLError
 
 from inoculation import plan
 from inoculation.detect.words import read_marked
-from inoculation.effects import VERDICTS, CellRates, Verdict, verdicts
+from inoculation.effects import VERDICTS, Verdict, verdicts
 from inoculation.files import InputError, fail_if, read_jsonl
 from inoculation.groups import DETECTORS, GROUPS
+from inoculation.intervals import CellRates
 from inoculation.mixture import read_mixture
 from inoculation.params import MAX_SEED, parse_params, put
 from inoculation.paths import ROWS, experiment

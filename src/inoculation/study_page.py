@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inoculation.detect import words
-from inoculation.effects import VERDICTS, Counts, mark, shown
+from inoculation.effects import VERDICTS, shown
 from inoculation.files import atomic
 from inoculation.groups import GROUPS
+from inoculation.intervals import Counts, mark
 from inoculation.study import Cell, Example, Figure, Outcome, listed
 
 TEMPLATE = Path(__file__).with_name("study.html.j2")
@@ -71,7 +72,7 @@ def effect_tables(outcome: Outcome, resamples: int) -> list[Table]:
 
 def _rows(counts: Counts, columns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     rows = []
-    for group in counts.groups():
+    for group in (group for group in GROUPS if group in counts.groups()):
         entries: list[tuple[float, float, float, int] | None] = []
         for prompt, trait in columns:
             told = mark(counts, group, prompt, trait)

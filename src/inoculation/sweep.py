@@ -6,10 +6,10 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from inoculation import plan, study
-from inoculation.effects import marks
 from inoculation.figure import Point, draw_sweep
 from inoculation.files import InputError, atomic, fail_if
 from inoculation.groups import GROUPS
+from inoculation.intervals import marks
 from inoculation.params import parse_params
 from inoculation.stage import lookup
 from inoculation.study import Cell, Selection, Setting

@@ -32,7 +32,7 @@ class Report(Stage):
 
     def run(self) -> None:
         judgements = [Judgement(**row) for row in read_jsonl(self.judgements, dict)]
-        rates = summarise(judgements, self.threshold, self.resamples, self.seed)
+        rates = summarise(judgements, self.threshold, self.resamples)
         told = {key: value for key, value in self.training.items() if key != "log"}
         metrics = {**rates, "judge": self.quality, "training": told}
         if self.assignment["detection"]:
