@@ -103,7 +103,8 @@ def test_every_sampling_parameter_is_sent_and_each_answer_has_its_own_seed(serve
 @pytest.mark.parametrize("fault", ["429", "500", "reset", "hang"])
 def test_what_passes_is_tried_again(server, ref, adapter, tmp_path, fault, monkeypatch):
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
-    monkeypatch.setitem(globals(), "LIMITS", LIMITS.model_copy(update={"timeout": 0.7}))
+    if fault == "hang":  # nothing else is waited for: a busy machine takes its time
+        monkeypatch.setitem(globals(), "LIMITS", LIMITS.model_copy(update={"timeout": 3.0}))
     server.script = ["ok"] * 18 + [fault]
     assert answers(server, ref, adapter, tmp_path / "there") == answers(None, ref, adapter, tmp_path / "here")
 
@@ -127,7 +128,7 @@ def test_what_fails_for_good_ends_the_work_which_is_continued_later(server, ref,
 
 
 def test_a_server_that_stays_silent_is_told_from_one_that_is_not_there(server, ref, adapter, tmp_path, monkeypatch):
-    monkeypatch.setitem(globals(), "LIMITS", LIMITS.model_copy(update={"timeout": 0.3, "attempts": 1}))
+    monkeypatch.setitem(globals(), "LIMITS", LIMITS.model_copy(update={"timeout": 1.0, "attempts": 1}))
     server.script = ["ok"] * 18 + ["hang"] * 9
     with pytest.raises(ServerError, match=r"no answer in time \(llm.timeout, llm.attempts\)"):
         answers(server, ref, adapter, tmp_path / "there")
