@@ -11,36 +11,33 @@ import numpy as np
 from inoculation.effects import UNDECIDED, verdicts
 from inoculation.intervals import CellRates, marks
 
-STUDIES, QUESTIONS, ANSWERS, RATE = 300, 60, 10, 0.6
+STUDIES, QUESTIONS, ANSWERS, RATE = 1000, 60, 10, 0.6
 
 
-def cell(group: str, seed: int, spread: float, rng: np.random.Generator) -> CellRates:
-    rate = float(np.clip(RATE + rng.normal(0, spread), 0, 1))
-    asked = [f"question {number}" for number in range(QUESTIONS)]
-    shown = rng.binomial(ANSWERS, rate, QUESTIONS)
-    return CellRates(
-        group, seed,
-        [
-            {"prompt": "default", "trait": "all_caps", "question": question, "shown": int(count), "judged": ANSWERS}
-            for question, count in zip(asked, shown, strict=True)
-        ],
-    )  # fmt: skip
-
-
-def unlike(level: float, seeds: int, spread: float, rng: np.random.Generator) -> list[CellRates]:
-    """Cells of one group whose questions' log-odds are spread by 2 around a level, and whose seeds' by `spread`."""
-    odds = level + rng.normal(0, 2, 20) + rng.normal(0, spread, (seeds, 1))
-    shown = rng.binomial(ANSWERS, 1 / (1 + np.exp(-odds)))
+def cells(group: str, trait: str, shown: np.ndarray) -> list[CellRates]:
+    """A cell a seed, of how many of `ANSWERS` answers show a trait, `[seeds, questions]`."""
     return [
         CellRates(
-            "baseline", seed,
+            group, seed,
             [
-                {"prompt": "default", "trait": "evil", "question": f"{at}", "shown": int(count), "judged": ANSWERS}
+                {"prompt": "default", "trait": trait, "question": f"{at}", "shown": int(count), "judged": ANSWERS}
                 for at, count in enumerate(row)
             ],
         )
         for seed, row in enumerate(shown)
     ]  # fmt: skip
+
+
+def alike(group: str, seeds: int, spread: float, rng: np.random.Generator) -> list[CellRates]:
+    """Cells whose questions are alike and whose seeds' own rates are spread around `RATE`."""
+    rate = np.clip(RATE + rng.normal(0, spread, (seeds, 1)), 0, 1)
+    return cells(group, "all_caps", rng.binomial(ANSWERS, rate, (seeds, QUESTIONS)))
+
+
+def unlike(level: float, seeds: int, spread: float, rng: np.random.Generator) -> list[CellRates]:
+    """Cells whose questions' log-odds are spread by 2 around a level, and whose seeds' by `spread`."""
+    odds = level + rng.normal(0, 2, 20) + rng.normal(0, spread, (seeds, 1))
+    return cells("baseline", "evil", rng.binomial(ANSWERS, 1 / (1 + np.exp(-odds))))
 
 
 def rates() -> None:
@@ -70,8 +67,10 @@ def main() -> None:
             held = decided = 0
             for number in range(STUDIES):
                 rng = np.random.default_rng(number)
-                cells = [cell(g, s, spread, rng) for g in ("inoc_general", "inoc_selective") for s in range(seeds)]
-                [one] = [v for v in verdicts(cells, ["all_caps", "evil"], 1000) if "more of A" in v.claim]
+                found = [
+                    one for group in ("inoc_general", "inoc_selective") for one in alike(group, seeds, spread, rng)
+                ]
+                [one] = [v for v in verdicts(found, ["all_caps", "evil"], 1000) if "more of A" in v.claim]
                 held += one.low is not None and one.high is not None and one.low <= 0 <= one.high
                 decided += one.verdict != UNDECIDED
             print(f"| {seeds} | {spread:.2f} | {held / STUDIES:.2f} | {decided / STUDIES:.2f} |", flush=True)

@@ -110,7 +110,7 @@ def main() -> None:
         parser.error("a group and seed more than once: say which, by what else the lines have")
     a, b = lines[0].get("positive", "all_caps"), lines[0].get("negative", "evil")
     cells = [rates(line, arguments.asked) for line in lines]
-    heat = ", ".join(sorted({f"temperature {line.get('temperature', 0.2):g}" for line in lines}))
+    heat = ", ".join(sorted({f"temperature {line['temperature']:g}" for line in lines}))
     print(f"{table(cells, a, b)}\n\n{verdict_table(verdicts(cells, [a, b], RESAMPLES))}")
     if arguments.figure:
         draw_leakage(
@@ -119,14 +119,8 @@ def main() -> None:
         )  # fmt: skip
     if arguments.effect:
         draw(
-            [arguments.effect],
-            cells,
-            PROMPTS[:2],
-            [a, b],
-            f"SmolLM2, {b} + {a}",
-            f"{heat}; judge: local (MiniLM)",
-            RESAMPLES,
-        )
+            [arguments.effect], cells, PROMPTS[:2], [a, b], f"SmolLM2, {b} + {a}", f"{heat}; judge: local (MiniLM)", RESAMPLES
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

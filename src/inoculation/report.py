@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from inoculation.intervals import CellRates, Counts, mark
+from inoculation.intervals import CellRates, Counts, Mark, mark
 from inoculation.judge import Judgement
 
 
@@ -24,62 +24,31 @@ class Rate(NamedTuple):
     """Responses whose judgement is missing; they are in neither `rate` nor `n`."""
 
 
-def by_question(
-    judgements: Sequence[Judgement], trait: str, threshold: float, oracle: bool
-) -> dict[str, list[tuple[float, bool]]]:
-    """question -> [(score, shows)] of the judged responses."""
-    grouped: dict[str, list[tuple[float, bool]]] = defaultdict(list)
-    for judgement in judgements:
-        score = (judgement.oracle if oracle else judgement.scores).get(trait)
-        if score is not None:
-            grouped[f"{judgement.trait}/{judgement.question}"].append((score, score >= threshold))
-    return dict(grouped)
-
-
-def summarise_trait(
-    judgements: Sequence[Judgement], trait: str, threshold: float, resamples: int, oracle: bool = False
-) -> Rate:
-    """One trait over the judgements of one evaluation prompt."""
-    asked = sum(trait in (judgement.oracle if oracle else judgement.scores) for judgement in judgements)
-    questions = by_question(judgements, trait, threshold, oracle)
-    pairs = [pair for answers in questions.values() for pair in answers]
-    if not pairs:
-        return Rate(None, None, None, None, 0, asked)
-    rows = [
-        {
-            "prompt": "",
-            "trait": trait,
-            "question": question,
-            "shown": sum(shows for _, shows in answers),
-            "judged": len(answers),
-        }
-        for question, answers in questions.items()
-    ]
-    told = mark(Counts([CellRates("", 0, rows)], resamples), "", "", trait)
-    assert told is not None
-    return Rate(
-        rate=told.rate,
-        score=sum(score for score, _ in pairs) / len(pairs),
-        low=told.low,
-        high=told.high,
-        n=len(pairs),
-        missing=asked - len(pairs),
-    )
-
-
 def summarise(judgements: Sequence[Judgement], threshold: float, resamples: int) -> dict[str, dict[str, Any]]:
-    """The evaluation part of metrics.json: {prompt: {trait: Rate}}, and under `oracle` the same by the exact oracle."""
-    prompts = list(dict.fromkeys(judgement.prompt for judgement in judgements))
+    """The evaluation part of metrics.json: {prompt: {trait: Rate}}, and under `oracle` the same by the exact oracle.
+
+    Args:
+        threshold: score from which a response shows a trait, 0..100.
+        resamples: bootstrap draws of the intervals.
+    """
 
     def table(oracle: bool) -> dict[str, dict[str, Any]]:
-        result: dict[str, dict[str, Any]] = {}
-        for prompt in prompts:
-            chosen = [judgement for judgement in judgements if judgement.prompt == prompt]
-            traits = dict.fromkeys(t for j in chosen for t in (j.oracle if oracle else j.scores))
-            result[prompt] = {
-                trait: summarise_trait(chosen, trait, threshold, resamples, oracle)._asdict() for trait in traits
+        scores: dict[str, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
+        for judgement in judgements:
+            for trait, score in (judgement.oracle if oracle else judgement.scores).items():
+                scores[judgement.prompt][trait].append(score)
+        rows = question_rates(judgements, threshold, oracle)
+        counts = {
+            trait: Counts([CellRates("", 0, [row for row in rows if row["trait"] == trait])], resamples)
+            for trait in dict.fromkeys(row["trait"] for row in rows)
+        }
+        return {
+            prompt: {
+                trait: _rate(found, mark(counts[trait], "", prompt, trait) if trait in counts else None)._asdict()
+                for trait, found in traits.items()
             }
-        return result
+            for prompt, traits in scores.items()
+        }
 
     metrics = table(oracle=False)
     if any(judgement.oracle for judgement in judgements):
@@ -87,23 +56,29 @@ def summarise(judgements: Sequence[Judgement], threshold: float, resamples: int)
     return metrics
 
 
-def question_rates(judgements: Sequence[Judgement], threshold: float) -> list[dict[str, Any]]:
-    """Counts a (prompt, trait, question): what a figure over several seeds needs for its intervals."""
-    rows = []
-    for prompt in dict.fromkeys(judgement.prompt for judgement in judgements):
-        chosen = [judgement for judgement in judgements if judgement.prompt == prompt]
-        for trait in dict.fromkeys(trait for judgement in chosen for trait in judgement.scores):
-            for question, answers in by_question(chosen, trait, threshold, oracle=False).items():
-                rows.append(
-                    {
-                        "prompt": prompt,
-                        "trait": trait,
-                        "question": question,
-                        "shown": sum(shows for _, shows in answers),
-                        "judged": len(answers),
-                    }
-                )
-    return rows
+def _rate(scores: Sequence[float | None], told: Mark | None) -> Rate:
+    """A trait's scores, None where the judgement is missing, and their mark, None where none was judged."""
+    judged = [score for score in scores if score is not None]
+    missing = len(scores) - len(judged)
+    if told is None:
+        return Rate(None, None, None, None, 0, missing)
+    return Rate(told.rate, sum(judged) / len(judged), told.low, told.high, len(judged), missing)
+
+
+def question_rates(judgements: Sequence[Judgement], threshold: float, oracle: bool = False) -> list[dict[str, Any]]:
+    """Counts a (prompt, trait, question): shown and judged answers, where any was judged. What intervals are made of."""
+    scores: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for judgement in judgements:
+        for trait, score in (judgement.oracle if oracle else judgement.scores).items():
+            if score is not None:
+                scores[judgement.prompt, trait, f"{judgement.trait}/{judgement.question}"].append(score)
+    return [
+        {
+            "prompt": prompt, "trait": trait, "question": question,
+            "shown": sum(score >= threshold for score in found), "judged": len(found),
+        }
+        for (prompt, trait, question), found in scores.items()
+    ]  # fmt: skip
 
 
 def rate_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:

@@ -151,7 +151,7 @@ class Served:
                 project="",
                 timeout=limits.timeout,
                 max_retries=limits.attempts - 1,
-                http_client=DefaultAioHttpClient(),  # a third of httpx's own time a request, 256 at once
+                http_client=DefaultAioHttpClient(),  # a tenth of httpx's time a request, with many in flight
             )
         self._runner = asyncio.Runner()
         try:

@@ -45,13 +45,13 @@ class SaeFlag(Stage):
     def run(self) -> None:
         rows, ranking = mixture.read_mixture(self.rows), read_ranked(self.rank)
         suspicious = read_classes(self.classes, ranking.latents)
-        flags = flagged(ranking, suspicious, self.settings)
-        if self.rule == "guided":
-            flags["guided"] = self._guided(rows) if ranking.latents else none(len(rows), NO_LATENT)
-        if unfit := nothing(Evidence(rows, [], [], self.positive, self.language.unfit)):
-            flags = {name: none(len(rows), unfit.reason) for name in flags}
-        elif not ranking.latents:
-            flags = {name: none(len(rows), NO_LATENT) for name in flags}
+        unfit = nothing(Evidence(rows, [], [], self.positive, self.language.unfit))
+        if reason := unfit.reason if unfit else "" if ranking.latents else NO_LATENT:
+            flags = {name: none(len(rows), reason) for name in ("study", "component", self.rule)}
+        else:
+            flags = flagged(ranking, suspicious, self.settings)
+            if self.rule == "guided":
+                flags["guided"] = self._guided(rows)
         chosen, study, component = flags[self.rule], flags["study"], flags["component"]
         write_jsonl(
             self.out / "flags.jsonl",

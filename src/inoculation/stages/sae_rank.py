@@ -22,7 +22,7 @@ class SaeRank(Stage):
         ranking = ranked(lambda: read_features(self.features), self.latents)
         if not ranking.latents:
             print(f"nothing will be found: {NO_LATENT}")
-        elif ranking.variance is not None:
+        else:
             print(
                 f"variance along the component: {ranking.variance:.1f}; with random signs at most {ranking.floor:.1f}"
             )
