@@ -158,22 +158,32 @@ def arrow(count: int, texts: bytes) -> "object":
     return pa.Array.from_buffers(pa.string(), count, [None, pa.py_buffer(offsets), pa.py_buffer(texts * count)])
 
 
-def test_a_table_that_points_outside_itself_is_refused(tmp_path):
-    """Arrow files are mapped into memory and believed: this one ended the process (found by `make soak-fuzz`)."""
+@pytest.mark.parametrize("what", ["texts", "lists"])
+def test_a_table_that_points_outside_itself_is_refused(tmp_path, what):
+    """Arrow files are mapped into memory and believed: these ended the process (found by `make soak-fuzz`).
+
+    Bounds of lists did so before anything of them was read: Arrow counts the bytes of a part of a table by them.
+    """
     import pyarrow as pa
     from datasets import Features, Value
 
-    features = Features({"prompt": Value("string"), "completion": Value("string")})
-    table = pa.table({"prompt": ["a"] * N, "completion": ["b"] * N})
+    if what == "texts":
+        features = Features({"prompt": Value("string"), "completion": Value("string")})
+        table, step = pa.table({"prompt": ["a"] * N, "completion": ["b"] * N}), 1
+    else:
+        features = Features({"messages": [{"role": Value("string"), "content": Value("string")}]})
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        table, step = pa.Table.from_pylist([{"messages": chat}] * N, schema=features.arrow_schema), 2
     _saved(table, features, tmp_path / "folder")
     assert len(read_sft(tmp_path / "folder")) == N
     path = tmp_path / "folder/data-00000-of-00001.arrow"
     content = path.read_bytes()
-    bounds = b"".join(i.to_bytes(4, "little") for i in range(N + 1))
-    at = content.index(bounds)
-    path.write_bytes(
-        content[:at] + b"".join((i * 2**26).to_bytes(4, "little") for i in range(N + 1)) + content[at + len(bounds) :]
-    )
+
+    def bounds(step: int) -> bytes:
+        return b"".join((i * step).to_bytes(4, "little") for i in range(N + 1))
+
+    at = content.index(bounds(step))
+    path.write_bytes(content[:at] + bounds(2**26) + content[at + len(bounds(step)) :])
     code = "import sys; from pathlib import Path; from inoculation.sft import read_sft; read_sft(Path(sys.argv[1]))"
     told = subprocess.run(
         [sys.executable, "-c", code, str(path.parent)], capture_output=True, text=True, env=dict(os.environ)

@@ -73,10 +73,10 @@ def _table(path: Path) -> Iterator[Any]:
     read = 0
     try:
         for batch in _batches(path):
+            batch.validate(full=True)  # before its size: what Arrow maps into memory it believes, and bounds may lie anywhere
             read += batch.nbytes + ROW * batch.num_rows
             if read > MAX_TABLE:
                 raise InputError(f"{path}: more than {MAX_TABLE} bytes once it is unpacked")
-            batch.validate(full=True)  # what Arrow maps into memory it believes: a text's bounds may lie anywhere
             yield from batch.to_pylist()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, or a folder that was not saved by `datasets`") from None
