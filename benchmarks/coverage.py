@@ -6,6 +6,8 @@ First a difference: two groups of the same true rate, each seed's own rate drawn
 rates near 0 and not, of 20 questions that are not alike, as on real text. No model, two minutes.
 """
 
+import argparse
+
 import numpy as np
 
 from inoculation.effects import UNDECIDED, verdicts
@@ -59,6 +61,7 @@ def rates() -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(
         "| seeds | sd between seeds | interval holds the truth | a verdict where there is nothing |\n|---|---|---|---|"
     )

@@ -3,7 +3,7 @@
 python benchmarks/real_kept.py docs/real-traits.jsonl docs/real-kept.png
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import matplotlib
@@ -50,7 +50,11 @@ def alike(found: list[CellRates], prompt: str) -> list[CellRates]:
 
 
 def main() -> None:
-    lines, figure = map(Path, sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lines", type=Path)
+    parser.add_argument("figure", type=Path)
+    arguments = parser.parse_args()
+    lines, figure = arguments.lines, arguments.figure
     drawn, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
     print(
         "| | prompt | `baseline` | `inoc_selective` | the other rows alone | `inoc_selective` less those | share of A kept |"

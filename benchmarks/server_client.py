@@ -1,15 +1,15 @@
 """Requests a second that the stages' client makes of a vLLM server, over its transport and over httpx; for docs/performance.md.
 
-    python benchmarks/server_client.py [AT_ONCE]
+    python benchmarks/server_client.py [at_once]
 
 The server is a process of its own that speaks the protocol and answers at once, 128 tokens to a prompt of 60: what is timed is
 the client, on one core. No model, a quarter of a minute.
 """
 
+import argparse
 import asyncio
 import json
 import random
-import sys
 import time
 from contextlib import suppress
 from multiprocessing import Pipe, Process
@@ -56,7 +56,9 @@ def instant(told: Connection) -> None:
 
 
 def main() -> None:
-    at_once = int(sys.argv[1]) if len(sys.argv) > 1 else 256
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("at_once", nargs="?", type=int, default=256, help="requests in flight (default: %(default)s)")
+    at_once = parser.parse_args().at_once
     here, there = Pipe()
     process = Process(target=instant, args=(there,), daemon=True)
     process.start()
