@@ -1,4 +1,4 @@
-"""Which prompts inoculate best on real text: one, many, and system prompts on the other rows too. For docs/real.md.
+"""Does A stay, and B away, under several inoculation prompts, or with system prompts on the other rows too? For docs/real.md.
 
     python benchmarks/labelled_mixture.py L sycophantic source_citing --out FOLDER
     python benchmarks/real_prompts.py sample FOLDER data/smollm2/model many 0 --out answers/     # a cell: 4 kinds x 4 seeds
@@ -222,7 +222,7 @@ def _draw(counts: Counts, figure: Path) -> None:
     import matplotlib.pyplot as plt
 
     drawn, axes = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True, layout="constrained")
-    for axis, trait, name in zip(axes, (A, B), ("citations (A)", "sycophancy (B), its questions"), strict=True):
+    for axis, trait, name in zip(axes, (A, B), ("citations (A)", "sycophancy (B)"), strict=True):
         for offset, (prompt, label, colour, shape) in enumerate(
             (("default", "default prompt", "C0", "o"), ("control", "under the control prompt", "C1", "s"))
         ):
@@ -238,7 +238,7 @@ def _draw(counts: Counts, figure: Path) -> None:
         axis.grid(axis="x", alpha=0.4)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks([-row - 0.1 for row in range(len(KINDS))], [kind.label for kind in KINDS.values()])
-    axes[0].legend(frameon=False, fontsize=9)
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     drawn.savefig(figure, dpi=110)
 
 

@@ -16,7 +16,7 @@ from inoculation import timings
 from inoculation.files import InputError, read_json
 from inoculation.paths import PROFILE, ROWS, mixture_name
 from inoculation.registry import STAGES, load
-from inoculation.roles import Limits, Role
+from inoculation.roles import Limits, Role, Roles
 from inoculation.stage import Param, Reads, Stage, Writes, lookup, resolve
 from inoculation.store import digest, main_checkout
 from inoculation.tracking import existing_store, flatten
@@ -63,8 +63,12 @@ def every_step(raw: Mapping[str, Any]) -> list[Step]:
     return steps
 
 
-def needed(raw: Mapping[str, Any], last: str = "log") -> list[Step]:
-    """The steps of the chosen cell, each after those that make what it reads."""
+def needed(raw: Mapping[str, Any], *last: str) -> list[Step]:
+    """The steps of the chosen cell, each after those that make what it reads.
+
+    Args:
+        last: commands whose steps, all of their names, are wanted; none: `log`.
+    """
     steps = every_step(raw)
     makers = {path: step for step in steps for path in step.paths(raw, Writes)}
     order: dict[Step, None] = {}
@@ -78,18 +82,29 @@ def needed(raw: Mapping[str, Any], last: str = "log") -> list[Step]:
                     break
         order[step] = None
 
-    visit(next(step for step in steps if step.stage.command == last))
+    for step in steps:
+        if step.stage.command in (last or ("log",)):
+            visit(step)
     return list(order)
 
 
-def identity(raw: Mapping[str, Any]) -> dict[str, Any]:
+PINNING = ("profile", "profile-sae")
+"""Commands of the stages that pin a profile."""
+
+
+def identity(raw: Mapping[str, Any], disk: bool = True) -> dict[str, Any]:
     """Every parameter that the chosen cell's results depend on, keys joined with dots; what a row logs.
 
-    Settings of the profile are read from its pinned files, so the cell's profile must have been pinned.
+    Args:
+        raw: params.yaml; what it says of a profile counts, whatever is pinned of it at the moment.
+        disk: with the digests of the profile's model and SAE, as they were pinned, or of the model as it is.
+
+    Raises:
+        InputError: a model or SAE of the cell is not there, so that nothing was run with it here.
     """
     found: dict[str, Any] = {}
     for step in needed(raw, "report"):
-        if step.stage.command in ("profile", "profile-sae"):
+        if step.stage.command in PINNING:
             continue  # what others read of it counts, and nothing else
         scope = step.stage.scope(raw, step.argument)
         for field in step.stage.fields():
@@ -100,8 +115,46 @@ def identity(raw: Mapping[str, Any]) -> dict[str, Any]:
             elif isinstance(marker, Reads) and marker.identity and field.type is not Path:
                 path = Path(resolve(marker.path, scope))
                 if path.parts[:2] in (("data", "profiles"), ("data", "saes")):
-                    found |= flatten(read_json(path), _setting(path, raw))
+                    found |= flatten(_pinned(path, raw, disk), _setting(path, raw))
     return {"profile": raw["profile"], "mixture.source": raw["mixture"]["source"]} | found
+
+
+def _pinned(path: Path, raw: Mapping[str, Any], disk: bool) -> Any:
+    """What a file of a pinned profile holds once it is pinned by this params.yaml."""
+    from inoculation.profile import Profile, model_pin, sae_pins, settings
+    from inoculation.train import TrainSettings
+
+    entry = raw["profiles"][path.parts[2]]
+    profile, name = Profile(**entry), str(Path(*path.parts[3:]))
+    said = settings(profile, Roles(**raw["roles"][profile.roles]), TrainSettings(**raw["train"][profile.train]))
+    if path.parts[1] == "profiles" and name in said:
+        return said[name]
+    pinned = read_json(path) if path.exists() else {}
+    of, wanted = {
+        "model.json": (pinned.get("model"), profile.model),
+        "sae.json": (pinned.get("release"), profile.sae),
+        "corpora.json": (str(Path(pinned.get("conversational", "")).parent), profile.corpora),
+    }[name]
+    if not disk:
+        pinned = {"named": wanted}
+    elif of != str(Path(wanted)):  # of the hub, or pinned for something else or not at all
+        pinned = model_pin(profile) if name == "model.json" else sae_pins(profile)[name]
+    return pinned | ({"dtype": profile.dtype, "load_in_4bit": profile.load_in_4bit} if name == "model.json" else {})
+
+
+def makes_models(raw: Mapping[str, Any], key: str) -> bool:
+    """Whether a parameter makes the models or SAEs that the chosen cell starts from, instead of what is done with them."""
+    steps = needed(raw)
+    for step in needed(raw, *(step.stage.command for step in steps if step.stage.command in PINNING)):
+        for field in step.stage.fields():
+            marker = field.marker
+            if step not in steps or step.stage.command in PINNING or not isinstance(marker, Param):
+                continue
+            if marker.key and marker.tracked and marker.identity:
+                own = resolve(marker.key, step.stage.scope(raw, step.argument))
+                if f"{key}.".startswith(f"{own}.") or f"{own}.".startswith(f"{key}."):
+                    return True
+    return False
 
 
 def cell_id(identity: Mapping[str, Any]) -> str:
@@ -251,7 +304,7 @@ def _missing_llms(raw: Mapping[str, Any]) -> Iterator[str]:
 
 
 def identity_of(raw: Mapping[str, Any], group: str) -> dict[str, Any] | None:
-    """`identity` of the cell of another group; None where its annotator has not been pinned here."""
+    """`identity` of the cell of another group; None where a model or SAE of it is not here."""
     try:
         return identity({**raw, "group": group})
     except InputError:

@@ -64,11 +64,23 @@ def named(path: Path, *keys: str) -> dict[str, Any]:
     return said
 
 
-def pins(profile: Profile, roles: Roles, train: TrainSettings) -> dict[str, Any]:
-    """What is pinned of a profile: file name -> JSON-able content.
+def settings(profile: Profile, roles: Roles, train: TrainSettings) -> dict[str, Any]:
+    """What params.yaml alone says of what is pinned: file name -> JSON-able content."""
+    return {
+        "sampling.json": SampleSettings(max_new_tokens=profile.max_new_tokens).model_dump(),
+        "machine.json": profile.machine.model_dump(),
+        "server.json": ServerSettings(api_base=profile.api_base).model_dump(),
+        "train.json": train.model_dump(),
+        "flag_rule.json": profile.flag_rule,
+        **{f"roles/{name}.json": role for name, role in roles.model_dump().items()},
+    }
+
+
+def model_pin(profile: Profile) -> dict[str, Any]:
+    """Which model a profile means: a folder by its content, an artefact of the hub by its name.
 
     Raises:
-        InputError: the model is missing or malformed (all that is wrong is listed).
+        InputError: it is missing, or malformed.
     """
     _there(profile, "model")
     model = Path(profile.model)
@@ -79,15 +91,16 @@ def pins(profile: Profile, roles: Roles, train: TrainSettings) -> dict[str, Any]
         ref = lm.ModelRef(**said, dtype=profile.dtype, load_in_4bit=profile.load_in_4bit)
     except ValidationError as error:
         raise InputError(f"the profile cannot be used: {model}{next(complaints(error))}") from None
-    return {
-        "model.json": ref.model_dump(),
-        "sampling.json": SampleSettings(max_new_tokens=profile.max_new_tokens).model_dump(),
-        "machine.json": profile.machine.model_dump(),
-        "server.json": ServerSettings(api_base=profile.api_base).model_dump(),
-        "train.json": train.model_dump(),
-        "flag_rule.json": profile.flag_rule,
-        **{f"roles/{name}.json": role for name, role in roles.model_dump().items()},
-    }
+    return ref.model_dump()
+
+
+def pins(profile: Profile, roles: Roles, train: TrainSettings) -> dict[str, Any]:
+    """What is pinned of a profile: file name -> JSON-able content.
+
+    Raises:
+        InputError: the model is missing or malformed (all that is wrong is listed).
+    """
+    return {"model.json": model_pin(profile), **settings(profile, roles, train)}
 
 
 def sae_pins(profile: Profile) -> dict[str, Any]:

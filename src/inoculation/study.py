@@ -236,7 +236,7 @@ def rows_of(raw: Mapping[str, Any], wanted: Iterable[Cell]) -> "dict[Cell, Run]"
         params = cell.params(raw)
         try:
             identity = plan.identity(params)
-        except InputError:  # its profile was never pinned here, so nothing was run
+        except InputError:  # its model is not here, so nothing was run with it
             continue
         row = there.get(experiment(params), {}).get(plan.cell_id(identity))
         if row is not None:

@@ -1,5 +1,6 @@
 """How effects and detection move with one parameter: cells at several of its values, and a figure over them."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -62,8 +63,25 @@ def cells(raw: Mapping[str, Any], chosen: Selection, wanted: Sequence[Setting]) 
         except InputError as error:
             for mistake in str(error).split("\n  - ")[1:]:
                 mistakes.setdefault(f"{'='.join(cell.setting or ())}: {mistake}", []).append(cell.group)
-    fail_if([f"{mistake} ({', '.join(own)})" for mistake, own in mistakes.items()], "the sweep cannot be run")
+    told = [f"{mistake} ({', '.join(own)})" for mistake, own in mistakes.items()]
+    fail_if(told or _one_row(raw, found, wanted[0].key), "the sweep cannot be run")
     return found
+
+
+def _one_row(raw: Mapping[str, Any], found: Sequence[Cell], key: str) -> list[str]:
+    """Why the values of a parameter would not have rows of their own, where they would not."""
+    if plan.makes_models(found[0].params(raw), key):
+        return [
+            f"{key} makes the model or SAE that a cell starts from, not the cell; valid: set it in params.yaml, `dvc repro`, and "
+            "the sweep of another parameter, or the study"
+        ]
+    names: dict[Cell, list[str]] = defaultdict(list)
+    for cell in found:
+        names[cell._replace(setting=None)].append(plan.cell_id(plan.identity(cell.params(raw), disk=False)))
+    if all(len(set(own)) == 1 < len(own) for own in names.values()):
+        groups = ", ".join(dict.fromkeys(cell.group for cell in names))
+        return [f"{key} makes no other experiment of {groups}: all its values would be one row"]
+    return []
 
 
 def points(raw: Mapping[str, Any], rows: "Mapping[Cell, Run]", wanted: Sequence[Setting]) -> list[Point]:
