@@ -16,7 +16,7 @@ from test_pipeline import artifact
 from inoculation import export, inoculate
 from inoculation.detect.files import Found
 from inoculation.files import InputError, read_jsonl
-from inoculation.params import load_params
+from inoculation.params import load_params, put
 from inoculation.review import server
 from inoculation.sft import parse_record, read_sft
 from inoculation.store import digest
@@ -121,6 +121,8 @@ def test_alpaca_and_completions(record, messages):
             '"train"',
         ),
         ({"prompt": "q", "completion": "a", "label": False}, '"label": would be lost'),
+        ({"prompt": "q", "completion": "a", "images": ["x.png"]}, '"images": would be lost'),
+        ({"messages": [*CHATS[0]["messages"][:-1], {**CALL, "reasoning": "hm", "loss": False}]}, '"reasoning", "loss"'),
         ({"messages": CHATS[0]["messages"], "system": "S"}, "must alternate|role 'system'"),
         ({"instruction": "", "output": "a"}, "the user's content is empty"),
         ({"prompt": 3, "completion": "a"}, "content is empty or not a text"),
@@ -192,7 +194,14 @@ def test_an_export_that_would_overwrite_its_data_or_cannot_be_written_is_refused
     saved = written("datasets", tmp_path)
     with pytest.raises(InputError, match="would be overwritten"):
         export.refuse(saved / "out", saved)
+    other = jsonl(tmp_path / "other.jsonl", CHATS)
+    with pytest.raises(InputError, match=r"train\.jsonl there would be overwritten, and no export wrote"):
+        export.refuse(tmp_path, other)
     export.refuse(tmp_path / "new" / "folder", path)
+    export.export(
+        tmp_path / "out", path, "0", read_sft(path), Found([False] * N, [0.0] * N, None, "none", {}), "persona"
+    )
+    export.refuse(tmp_path / "out", path)
 
 
 def test_decisions_about_another_version_of_the_data_are_kept(tmp_path, capsys):
@@ -332,6 +341,23 @@ def test_text_of_the_data_cannot_become_markup(tmp_path):
 def test_settings_choose_a_name_that_params_takes(name, expected, tmp_path):
     raw = load_params().model_dump()
     assert inoculate.settings(raw, tmp_path / name, "pocket", "other")["mixture.source"] == expected
+
+
+def test_two_files_of_one_name_are_two_data_sets(tmp_path):
+    """And an entry that a person wrote stays theirs."""
+    raw = load_params().model_dump()
+
+    def chosen(folder: str) -> str:
+        told = inoculate.settings(raw, tmp_path / folder / "train.jsonl", "pocket", "other")
+        put(raw, told)
+        return told["mixture.source"]
+
+    raw["data_sets"] = {}
+    assert chosen("a") == "train"
+    second = chosen("b")
+    assert second.startswith("train_") and chosen("b") == second and chosen("a") == "train"
+    raw["data_sets"]["train"]["rewriter"] = {"method": "llm", "model": "x"}
+    assert chosen("a") not in ("train", second) and raw["data_sets"]["train"]["rewriter"]["method"] == "llm"
 
 
 def test_time_is_told_by_what_was_measured_here(tmp_path, monkeypatch):

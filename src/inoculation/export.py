@@ -115,10 +115,12 @@ def parse_review(raw: Any, rows: int) -> dict[int, bool]:
 
 WRITTEN = ("train.jsonl", "flags.jsonl", "summary.json", "prompt.txt", "review.json", "review.html")
 """All files of an export."""
+FIRST = "flags.jsonl"
+"""The one that is written first: where it is, an export wrote the others."""
 
 
 def refuse(folder: Path, source: Path) -> None:
-    """Before any work: nothing of an export may lie where the data set does, or where no folder can be.
+    """Before any work: nothing of an export may lie where the data set or somebody else's file does, or where no folder can be.
 
     Raises:
         InputError: it would.
@@ -126,6 +128,11 @@ def refuse(folder: Path, source: Path) -> None:
     inside = source.is_dir() and folder.resolve().is_relative_to(source.resolve())
     if inside or any((folder / name).resolve() == source.resolve() for name in WRITTEN):
         raise InputError(f"--out {folder}: the data set itself, {source}, would be overwritten; valid: another folder")
+    lying = [name for name in WRITTEN if (folder / name).exists()]
+    if lying and FIRST not in lying:
+        raise InputError(
+            f"--out {folder}: {', '.join(lying)} there would be overwritten, and no export wrote them; valid: another folder"
+        )
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(f"--out {folder}: {there} is no folder that can be written to")
@@ -177,8 +184,8 @@ def export(
         not_judged=sum(own.score is None for own in marks), decided_by_a_person=len(decided),
         inoculated=inoculated, prompt=found.prompt, reason=found.reason,
     ).model_dump()  # fmt: skip
+    write_jsonl(folder / FIRST, ({"row": i, **own._asdict()} for i, own in enumerate(marks)))
     write_jsonl(folder / "train.jsonl", (chat.as_json() for chat in chats))
-    write_jsonl(folder / "flags.jsonl", ({"row": i, **own._asdict()} for i, own in enumerate(marks)))
     write_json(folder / "summary.json", summary)
     prompt = folder / "prompt.txt"
     prompt.unlink(missing_ok=True)

@@ -46,10 +46,14 @@ def settings(raw: Mapping[str, Any], file: Path, annotator: str, positive: str) 
     name = re.sub(r"\W+", "_", file.resolve().stem, flags=re.ASCII).strip("_").lower()
     name = name if re.match(r"[a-z]", name) else f"own_{name}".rstrip("_")
     name = f"own_{name}" if name in raw["sources"] else name
-    known = (raw["data_sets"] or {}).get(name, {})
+    known = (raw["data_sets"] or {}).get(name)
+    if known and (Path(known["file"]).resolve() != file.resolve() or known["rewriter"]["method"] != "local"):
+        # Somebody else's train.jsonl, or an entry that a person wrote: neither it nor its results are touched.
+        name = f"{name}_{digest(str(file.resolve()))[:6]}"
+        known = raw["data_sets"].get(name)
     return {
         f"data_sets.{name}.file": str(file.resolve()),
-        f"data_sets.{name}.traits": known.get("traits", next(iter(raw["sources"]))),
+        f"data_sets.{name}.traits": known["traits"] if known else next(iter(raw["sources"])),
         f"data_sets.{name}.rewriter.method": "local",
         "mixture.source": name,
         "mixture.positive": positive,

@@ -142,14 +142,15 @@ def _refuse_what_would_be_lost(raw: dict[str, Any], messages: Sequence[Any]) -> 
     """
     held = [key for key in LOST if raw.get(key)]
     turns = [turn for turn in messages if isinstance(turn, dict)]
-    held += [key for key in LOST_IN_MESSAGES if any(turn.get(key) for turn in turns)]
+    marks = {key for key, _ in NOT_TRAINED}
+    held += [key for turn in turns for key in turn if key not in KEPT | marks and turn[key]]
     held += [key for key, no in NOT_TRAINED if any(turn.get(key) == no for turn in turns)]
     if raw.get("label") is False:  # of an answer that preference training pushes away from
         held.append("label")
     if held:
         named = ", ".join(f'"{key}"' for key in dict.fromkeys(held))
         raise ValueError(
-            f"{named}: would be lost, what comes out has roles and texts alone; take such records out first"
+            f"{named}: would be lost, what comes out has roles and texts alone; take it, or such records, out first"
         )
 
 
@@ -195,10 +196,14 @@ FORMS: tuple[tuple[tuple[str, ...], Callable[[dict[str, Any]], list[Any]]], ...]
     (("prompt", "completion"), _completion),
 )
 """Keys of a record -> its messages; the first that fits counts."""
-LOST = ("history", "tools", "functions")
-LOST_IN_MESSAGES = ("tool_calls", "function_call", "reasoning_content", "thinking", "name")
-"""Keys whose content a chat of roles and texts cannot hold."""
-NOT_TRAINED = (("weight", 0), ("train", False))
-"""How OpenAI's format and Axolotl's say that a turn is not to be learned."""
+LOST = (
+    "history", "tools", "functions", "image", "images", "audio", "audios", "video", "videos", "chosen", "rejected",
+    "rejected_response",
+)  # fmt: skip
+"""Keys of a record whose content a chat of roles and texts cannot hold."""
+KEPT = {"role", "content", "from", "value"}
+"""Keys of a message: what else it holds would be lost."""
+NOT_TRAINED = (("weight", 0), ("train", False), ("loss", False))
+"""How OpenAI's format, Axolotl's and others say that a turn is not to be learned."""
 COLUMNS = {"input", "system", "source_dataset", "label", *LOST}.union(*(keys for keys, _ in FORMS))
 """All that is read of a record."""
