@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,9 @@ import yaml
 from conftest import ROOT
 from test_pipeline import CELL, EXPERIMENT, ran
 
-from inoculation import pipelines, plan
+from inoculation import pipelines, plan, rows
 from inoculation.files import InputError
+from inoculation.params import put
 from inoculation.registry import STAGES, load, summaries
 from inoculation.stage import Each, Param, Reads, Stage, Writes
 
@@ -180,6 +182,30 @@ def test_the_identity_holds_what_changes_results_and_nothing_else(project, monke
     for change in ({"seed": 1}, {"group": "baseline"}, {"judge": {"examples": 99, "held_out": 0.25}}):
         assert plan.identity(params | change) != known
     assert not any("machine" in key for key in known)
+
+
+def test_the_identity_is_what_params_say_whatever_is_pinned(copy, monkeypatch):
+    """Else cells of another rank are taken for done, and a second machine finds none of those that are."""
+    monkeypatch.chdir(copy.folder)
+    params = yaml.safe_load((copy.folder / "params.yaml").read_text())
+    logged = {row.data.tags[rows.CELL_TAG] for row in copy.rows(EXPERIMENT)}
+    known = plan.cell_id(plan.identity(params))
+    assert known in logged
+    names = {known}
+    for change in (
+        {"train.pocket.lora_r": 5},
+        {"profiles.pocket.max_new_tokens": 5},
+        {"profiles.pocket.dtype": "float16"},
+    ):
+        other = deepcopy(params)
+        put(other, change)
+        names.add(plan.cell_id(plan.identity(other)))
+    assert len(names) == 4 and logged & names == {known}
+    shutil.move("data/profiles", "elsewhere")
+    assert plan.cell_id(plan.identity(params)) == known, "and where nothing is pinned yet"
+    shutil.move(params["profiles"]["pocket"]["model"], "elsewhere")
+    with pytest.raises(InputError, match="no such file or folder"):
+        plan.identity(params)
 
 
 # ---- whose code runs

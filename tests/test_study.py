@@ -53,6 +53,32 @@ def test_unknown_names_are_listed_all_at_once():
     for told in ("--groups: base stands twice", "--seeds: 0 stands twice", f"'{2**32}' is no seed", "'²' is no seed"):
         assert told in str(caught.value)
     assert study.selection(PARAMS, None, "base, baseline", "0, 1", None).groups == ["base", "baseline"]
+    with pytest.raises(InputError) as caught:
+        study.selection(PARAMS, None, "inoc_selective", "0,00", "pocket,pocket_llama")
+    for told in ("--seeds: 0 stands twice", "--transfer: 'pocket' is unknown", "--transfer: trains base, "):
+        assert told in str(caught.value)
+
+
+def test_a_data_set_of_ones_own_and_one_without_b_have_a_study_too():
+    own = {**PARAMS, "mixture": {**PARAMS["mixture"], "positive": "other"}}
+    assert study.selection(own, None, "baseline", "0", None).mixtures == [("other", "evil")]
+    with pytest.raises(InputError, match=r"--mixture: 'all_caps\+evil' is unknown; valid: other\+evil"):
+        study.selection(own, "all_caps+evil", "baseline", "0", None, "--mixture")
+    clean = {**PARAMS, "mixture": {**PARAMS["mixture"], "contamination": 0}}
+    chosen = study.selection(clean, "all_caps+evil", None, "0", None)
+    assert "inoc_sae" in chosen.groups and "inoc_selective" not in chosen.groups
+    assert {cell.group for cell in study.cells(clean, chosen)} == {*chosen.groups}
+    with pytest.raises(InputError, match="it would be `baseline`.*(inoc_selective).*\n.*(irrelevant_selective)"):
+        study.cells(clean, study.selection(clean, "all_caps+evil", "inoc_selective,irrelevant_selective", "0", None))
+
+
+def test_a_part_of_the_study_has_a_name_of_its_own():
+    def part(*told: str | None) -> str:
+        return study.selection(PARAMS, *told, "0", None).part
+
+    assert WHOLE.part == "" and part("all_caps+evil", None) == "all_caps+evil"
+    assert part(None, "base,baseline") == "base,baseline"
+    assert len(part("all_caps+evil", ",".join(list(GROUPS)[1:]))) < 100
 
 
 def test_cells_that_are_missing_are_listed_with_their_seeds_together():
@@ -95,21 +121,24 @@ def test_a_study_goes_on_after_a_failed_cell_and_reports(project, tmp_path):
     assert "2 cells, 0 of them done; the other 2" in told and "pocket, evil + all_caps: baseline, seed 0" in told
     told = copy.run("inoculation", "study", *options, "--jobs", "2", ok=False)
     assert told.returncode == 1 and "failed: " in told.stdout and "1 of 2 cells" in told.stdout, told.stdout
-    folder = copy.folder / "figures/study/pocket"
-    assert "baseline, seed 0" in (folder / "report.html").read_text()
+    part = copy.folder / "figures/study/pocket/all_caps+evil-base,baseline"
+    first = (part / "report.html").read_text()
+    assert "baseline, seed 0" in first
 
     # The same again, with what failed put right and one group more, whose row was there before the study.
     train.write_text(whole)
     options = ("--mixtures", "all_caps+evil", "--groups", "base,baseline,inoc_selective", "--seeds", "0")
     told = copy.run("inoculation", "study", *options, "--jobs", "2").stdout
     assert "3 cells, 2 of them done; the other 1" in told and "3 of 3 cells" in told, told
+    folder = part.with_name(f"{part.name},inoc_selective")
+    assert (part / "report.html").read_text() == first, "another part of the study has a folder of its own"
     assert {path.name for path in folder.iterdir()} == {
         f"figure-{number:02}.{suffix}" for number in (1, 7, 13, 14) for suffix in ("png", "svg", "pdf")
     } | {"report.html"}
     page = (folder / "report.html").read_text()
     assert "Inoc-Selective suppresses B" in page and page.count("data:image/png;base64") == 4
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page, "it opens offline"
-    [row] = copy.rows("study")
+    row = next(row for row in copy.rows("study") if row.info.run_name == f"pocket: {folder.name}")
     assert row.data.metrics["holds"] + row.data.metrics["does_not_hold"] + row.data.metrics["undecided"] == 4
     assert len(row.data.tags["mlflow.note.content"]) < 8000
 
@@ -117,7 +146,11 @@ def test_a_study_goes_on_after_a_failed_cell_and_reports(project, tmp_path):
     assert "3 cells, 3 of them done" in copy.run("inoculation", "study", *options).stdout
     commands = [record["command"][0] for record in copy.records()[before:]]
     assert commands == ["study"], "nothing is run again"
-    assert len(copy.rows("study")) == 1
+    assert len(copy.rows("study")) == 2
+    told = copy.run(
+        "inoculation", "study", "--mixtures", "source_citing+evil", "--seeds", "0", "--report-only", ok=False
+    )
+    assert "no row of these cells" in told.stderr and len(copy.rows("study")) == 2
 
 
 def test_a_sweep_draws_the_rows_that_there_are_and_names_the_cells_that_are_missing(project, tmp_path):
@@ -154,6 +187,14 @@ def test_what_cannot_be_swept_is_listed_at_once():
     one = study.selection(PARAMS, "all_caps+evil", "baseline,inoc_selective", "0", None)
     with pytest.raises(InputError) as caught:
         sweep.cells(PARAMS, one, sweep.settings(PARAMS, "mixture.contamination=0,0.5,2"))
+    for told, why in (
+        ("save_steps=1,2", "no other experiment of baseline, inoc_selective"),
+        ("pocket.chats.seed=0,1", "starts from"),
+    ):
+        with pytest.raises(InputError, match=why):
+            sweep.cells(PARAMS, one, sweep.settings(PARAMS, told))
+    for told in ("train.pocket.lora_r=4,8", "profiles.pocket.max_new_tokens=32,64", "evaluate.threshold=40,60"):
+        assert len(sweep.cells(PARAMS, one, sweep.settings(PARAMS, told))) == 4
     told = str(caught.value)
     assert (
         "contamination=2: " in told

@@ -136,6 +136,7 @@ def study(
     """Run what is missing of the study, and say what all of it says, in figures/study/."""
     from inoculation import study as whole
     from inoculation import study_page
+    from inoculation.files import InputError
     from inoculation.params import parse_params
     from inoculation.store import main_checkout
 
@@ -146,9 +147,12 @@ def study(
     done = _run_missing(raw, cells, jobs, dry_run, report_only)
     if done is None:
         return
+    if not done:
+        raise InputError("MLflow has no row of these cells, and what was drawn of others stays as it is")
     left = [cell for cell in cells if cell not in done]
     told = whole.outcomes(raw, done)
-    folder = main_checkout() / "figures" / "study" / str(raw["profile"])
+    profile = str(raw["profile"])
+    folder = main_checkout() / "figures" / "study" / profile / chosen.part
     drawn = whole.draw_all(folder, whole.figures(chosen, raw), told, raw)
     study_page.write(
         folder / "report.html",
@@ -158,7 +162,7 @@ def study(
         whole.examples(raw, done),
         raw["evaluate"]["bootstrap"],
     )
-    whole.log_report(raw, folder, told)
+    whole.log_report(f"{profile}: {chosen.part}" if chosen.part else profile, folder, told)
     print(f"{len(done)} of {len(cells)} cells; {folder}/report.html")
     if left:
         raise SystemExit(1)
@@ -177,7 +181,7 @@ def sweep(
     parse_params(raw)
     wanted = over.settings(raw, parameter)
     own = f"{raw['mixture']['positive']}+{raw['mixture']['negative']}"
-    cells = over.cells(raw, whole.selection(raw, mixture or own, groups, seeds, None), wanted)
+    cells = over.cells(raw, whole.selection(raw, mixture or own, groups, seeds, None, "--mixture"), wanted)
     done = _run_missing(raw, cells, jobs, dry_run, report_only)
     if done is None:
         return

@@ -202,6 +202,8 @@ def read_summary(folder: Path) -> Summary:
     Raises:
         InputError: the folder was not made by `export`.
     """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; `inoculation inoculate FILE --out {folder}` writes one")
     path = folder / "summary.json"
     try:
         return Summary.model_validate(read_json(path))

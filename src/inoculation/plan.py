@@ -19,7 +19,7 @@ from inoculation.registry import STAGES, load
 from inoculation.roles import Limits, Role, Roles
 from inoculation.stage import Param, Reads, Stage, Writes, lookup, resolve
 from inoculation.store import digest, main_checkout
-from inoculation.tracking import existing_store, flatten
+from inoculation.tracking import existing_store, flatten, of_the_store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -415,17 +415,19 @@ def _calls(raw: Mapping[str, Any]) -> dict[str, int]:
 def _measured(raw: Mapping[str, Any]) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
     """Seconds a command, and dollars a call of a (role, model), from MLflow and from this machine's notes."""
     seconds = measured_seconds(raw)
-    client = existing_store()
-    if client is None:
-        return seconds, {}
-    experiments = {found.name: found.experiment_id for found in client.search_experiments()}
-    own = [number for name, number in experiments.items() if name.startswith(f"{raw['profile']}/")]
-    for row in client.search_runs(own, "tags.stage = 'reported'") if own else []:
-        for key, value in row_seconds(row).items():
-            seconds.setdefault(key, value)
     spent: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for run in client.search_runs([number for name, number in experiments.items() if name.endswith("/llm")] or ["-1"]):
-        own_spent = spent[run.data.tags["role"], run.data.tags["model"]]
-        own_spent[0] += run.data.metrics.get("dollars", 0.0)
-        own_spent[1] += run.data.metrics.get("calls", 0.0)
+    with of_the_store():
+        client = existing_store()
+        if client is None:
+            return seconds, {}
+        experiments = {found.name: found.experiment_id for found in client.search_experiments()}
+        own = [number for name, number in experiments.items() if name.startswith(f"{raw['profile']}/")]
+        for row in client.search_runs(own, "tags.stage = 'reported'") if own else []:
+            for key, value in row_seconds(row).items():
+                seconds.setdefault(key, value)
+        asked = [number for name, number in experiments.items() if name.endswith("/llm")]
+        for run in client.search_runs(asked or ["-1"]):
+            own_spent = spent[run.data.tags["role"], run.data.tags["model"]]
+            own_spent[0] += run.data.metrics.get("dollars", 0.0)
+            own_spent[1] += run.data.metrics.get("calls", 0.0)
     return seconds, {key: dollars / calls for key, (dollars, calls) in spent.items() if calls}

@@ -30,8 +30,9 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
                 return
             try:
                 page = (folder / "review.html").read_text(encoding="utf-8")
-            except OSError as error:
-                self._answer(500, f"review.html: {error.strerror}; `inoculation inoculate` writes it anew")
+            except (OSError, UnicodeDecodeError) as error:
+                why = error.strerror if isinstance(error, OSError) else "no UTF-8"
+                self._answer(500, f"review.html: {why}; `inoculation inoculate` writes it anew")
                 return
             self._answer(200, page, "text/html; charset=utf-8")
 

@@ -48,21 +48,26 @@ def find(cell: str) -> "list[Run]":
 
 
 def reported() -> "dict[str, dict[str, Run]]":
-    """Every complete row there is: experiment -> digest of the cell -> row."""
+    """Every complete row there is: experiment -> digest of the cell -> row.
+
+    Raises:
+        StoreError: the store cannot be reached, or is damaged.
+    """
     import mlflow
 
     from inoculation.tracking import existing_store, store_uri
 
-    client = existing_store()
-    if client is None:
-        return {}
-    mlflow.set_tracking_uri(store_uri())
-    names = {found.experiment_id: found.name for found in client.search_experiments()}
     told: dict[str, dict[str, Run]] = defaultdict(dict)
-    for row in mlflow.search_runs(
-        list(names), filter_string=f"tags.{STAGE_TAG} = '{REPORTED}'", output_format="list"
-    ) if names else []:  # fmt: skip
-        told[names[row.info.experiment_id]][row.data.tags[CELL_TAG]] = row
+    with of_the_store():
+        client = existing_store()
+        if client is None:
+            return {}
+        mlflow.set_tracking_uri(store_uri())
+        names = {found.experiment_id: found.name for found in client.search_experiments()}
+        for row in mlflow.search_runs(
+            list(names), filter_string=f"tags.{STAGE_TAG} = '{REPORTED}'", output_format="list"
+        ) if names else []:  # fmt: skip
+            told[names[row.info.experiment_id]][row.data.tags[CELL_TAG]] = row
     return told
 
 

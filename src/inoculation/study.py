@@ -22,12 +22,13 @@ from inoculation import plan
 from inoculation.detect.words import read_marked
 from inoculation.effects import VERDICTS, Verdict, verdicts
 from inoculation.files import InputError, fail_if, read_jsonl
-from inoculation.groups import DETECTORS, GROUPS
+from inoculation.groups import DETECTORS, GROUPS, why_not
 from inoculation.intervals import CellRates
 from inoculation.mixture import read_mixture
 from inoculation.params import MAX_SEED, parse_params, put
 from inoculation.paths import ROWS, experiment
 from inoculation.stage import Writes, resolve
+from inoculation.store import digest
 from inoculation.traits import POSITIVE_TRAITS
 
 if TYPE_CHECKING:
@@ -134,22 +135,32 @@ class Selection(NamedTuple):
     seeds: Sequence[int]
     transfer: Sequence[str]
     """Profiles that are trained on the first mixture under the annotator's flags and prompt (figures 15, 16)."""
+    part: str = ""
+    """A name for the mixtures and groups that were chosen; empty: all."""
 
 
 def mixtures_of(raw: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(A, B) of every mixture, in the order of the figures."""
-    return [(positive, negative) for positive in POSITIVE_TRAITS for negative in raw["negative_traits"]]
+    """(A, B) of every mixture, in the order of the figures; of a data set of one's own whose A is another, its own."""
+    own = raw["mixture"]["positive"], raw["mixture"]["negative"]
+    every = [(positive, negative) for positive in POSITIVE_TRAITS for negative in raw["negative_traits"]]
+    return every if own in every else [own]
 
 
 def selection(
-    raw: Mapping[str, Any], mixtures: str | None, groups: str | None, seeds: str, transfer: str | None
+    raw: Mapping[str, Any],
+    mixtures: str | None,
+    groups: str | None,
+    seeds: str,
+    transfer: str | None,
+    option: str = "--mixtures",
 ) -> Selection:
     """What a person chose, checked.
 
     Args:
         raw: a valid params.yaml.
-        mixtures: `all_caps+evil,...`; None: every A with every B.
-        groups: names; None: all that make sense with this annotator.
+        mixtures: `all_caps+evil,...`; None: every A with every B, or the one of params.yaml where its A is another.
+        groups: names; None: all that make sense.
+        option: which one `mixtures` was given by.
         seeds: numbers.
         transfer: profiles; None: none.
 
@@ -162,32 +173,39 @@ def selection(
 
     every = mixtures_of(raw)
     chosen = every if mixtures is None else [tuple(name.split("+", 1)) for name in names(mixtures)]
-    own = raw["annotator"] == raw["profile"]  # else there is no vector to steer by
-    every_group = [name for name, rule in GROUPS.items() if own or rule.on != "steering"]
+    known, own = raw["mixture"]["source"] in raw["sources"], raw["annotator"] == raw["profile"]
+    every_group = [name for name in GROUPS if not why_not(name, raw["mixture"]["contamination"], known, own)]
     wanted = every_group if groups is None else names(groups)
     profiles = [] if transfer is None else names(transfer)
+    others = [name for name in raw["profiles"] if name != raw["profile"]]
     numbers = names(seeds)
     problems = [
-        f"--mixtures: {'+'.join(pair)!r} is unknown; valid: {', '.join('+'.join(known) for known in every)}"
+        f"{option}: {'+'.join(pair)!r} is unknown; valid: {', '.join('+'.join(known) for known in every)}"
         for pair in chosen
         if pair not in every
     ]
     problems += [f"--groups: {name!r} is unknown; valid: {', '.join(GROUPS)}" for name in wanted if name not in GROUPS]
     problems += [
-        f"--transfer: {name!r} is unknown; valid: {', '.join(raw['profiles'])}"
-        for name in profiles
-        if name not in raw["profiles"]
+        f"--transfer: {name!r} is unknown; valid: {', '.join(others)}" for name in profiles if name not in others
     ]
+    if profiles and not {*wanted} & {*unknown_groups()}:
+        problems.append(f"--transfer: trains {', '.join(unknown_groups())}, and --groups names none of them")
+    drawn = [int(name) for name in numbers if name.isascii() and name.isdecimal() and len(name) <= 10]
     problems += [
         f"--seeds: {name!r} is no seed; valid: 0 to {MAX_SEED}"
         for name in numbers
         if not (name.isascii() and name.isdecimal() and len(name) <= 10 and int(name) <= MAX_SEED)
     ]
-    for option, told in (("mixtures", chosen), ("groups", wanted), ("seeds", numbers), ("transfer", profiles)):
+    for given, told in ((option, chosen), ("--groups", wanted), ("--seeds", drawn), ("--transfer", profiles)):
         twice = [one for one in dict.fromkeys(told) if told.count(one) > 1]
-        problems += [f"--{option}: {'+'.join(one) if isinstance(one, tuple) else one} stands twice" for one in twice]
+        problems += [f"{given}: {'+'.join(one) if isinstance(one, tuple) else one} stands twice" for one in twice]
     fail_if(problems, "the study cannot be run")
-    return Selection(chosen, wanted, [int(name) for name in numbers], profiles)
+    parts = [
+        *([",".join(map("+".join, chosen))] if chosen != every else []),
+        *([",".join(wanted)] if wanted != every_group else []),
+    ]
+    part = "-".join(parts)
+    return Selection(chosen, wanted, drawn, profiles, part if len(part) < 100 else f"{part[:80]}-{digest(part)[:8]}")
 
 
 def cells(raw: Mapping[str, Any], chosen: Selection) -> list[Cell]:
@@ -208,8 +226,15 @@ def cells(raw: Mapping[str, Any], chosen: Selection) -> list[Cell]:
         for seed in chosen.seeds
         if group in groups
     ]
+    mistakes: dict[str, list[str]] = {}
     for cell in dict.fromkeys(cell._replace(seed=0) for cell in found):
-        parse_params(cell.params(raw))
+        try:
+            parse_params(cell.params(raw))
+        except InputError as error:
+            for mistake in str(error).split("\n  - ")[1:]:
+                mistakes.setdefault(mistake, []).append(cell.group)
+    told = [f"{mistake} ({', '.join(dict.fromkeys(own))})" for mistake, own in mistakes.items()]
+    fail_if(told, "the study cannot be run")
     return found
 
 
@@ -583,7 +608,7 @@ def figures(chosen: Selection, raw: Mapping[str, Any]) -> list[Figure]:
 
 
 def draw_all(folder: Path, wanted: Sequence[Figure], told: Sequence[Outcome], raw: Mapping[str, Any]) -> list[Figure]:
-    """Draw figures as PNG, SVG and PDF, `figure-01.png` and so on; those without a cell are left out.
+    """Draw figures as PNG, SVG and PDF, `figure-01.png` and so on; those without a cell are left out, older ones go.
 
     Returns:
         What was drawn.
@@ -594,6 +619,8 @@ def draw_all(folder: Path, wanted: Sequence[Figure], told: Sequence[Outcome], ra
 
     by = {outcome.question: outcome for outcome in told}
     drawn = []
+    for path in folder.glob("figure-*.*"):
+        path.unlink()  # of other cells or parameters
     for figure in tqdm(wanted, desc="figures"):
         outcome = by.get(figure.question)
         own = [cell for cell in outcome.cells if cell.group in figure.groups] if outcome else []
@@ -621,14 +648,16 @@ def summary(told: Sequence[Outcome]) -> str:
     return "\n".join([*lines, "", "Every claim: artifacts `verdicts.md` and `report.html`."])
 
 
-def log_report(raw: Mapping[str, Any], folder: Path, told: Sequence[Outcome]) -> None:
-    """Log the report and the figures to MLflow, one run a profile in the experiment `study`, replaced by each newer one."""
+def log_report(name: str, folder: Path, told: Sequence[Outcome]) -> None:
+    """Log a folder's report and figures to MLflow: one run of a name in the experiment `study`, replaced by each newer one."""
     from inoculation import effects
 
-    with replacing_run(str(raw["profile"])):
+    with replacing_run(name):
         import mlflow
 
-        mlflow.log_artifacts(str(folder))
+        for path in folder.iterdir():
+            if path.is_file():  # the folders are parts' own
+                mlflow.log_artifact(str(path))
         decided = [one for outcome in told for one in outcome.verdicts]
         for name in VERDICTS:
             mlflow.log_metric(name.replace(" ", "_"), sum(one.verdict == name for one in decided))

@@ -106,14 +106,15 @@ def connect(experiment: str) -> None:
 
 @contextmanager
 def of_the_store() -> Iterator[None]:
-    """Turn what MLflow and SQLite raise into a `StoreError`."""
+    """Turn what MLflow and its database raise into a `StoreError`."""
     import sqlite3
 
     import mlflow
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (mlflow.MlflowException, sqlite3.Error) as error:
+    except (mlflow.MlflowException, sqlite3.Error, SQLAlchemyError) as error:
         raise StoreError(
             f"MLflow's store {store_uri()}: {str(error).strip().splitlines()[0][:300]}; what the stages made is kept, "
             "`dvc repro` goes on once the store is there"
