@@ -63,7 +63,7 @@ def main() -> None:
     for row, (label, *which) in enumerate(COMPARED):
         for prompt in ("default", "control"):
             counts = Counts(alike(cells(lines, *which), prompt), RESAMPLES)
-            weights = counts.weights(counts.seeds(*(group for group, *_ in SHOWN)))
+            weights = counts.weights(counts.seeds(*(group for group, *_ in SHOWN)), [A])
             told = {group: counts.rates(group, prompt, A, weights) for group, *_ in SHOWN}
             less = interval(told["inoc_selective"] - told[ALONE], weights)
             kept = interval(told["inoc_selective"] / told["baseline"], weights)

@@ -205,7 +205,7 @@ def table(lines: Path, figure: Path | None) -> None:
         cells = []
         for prompt, trait in SHOWN:
             seeds = [s for s in counts.judged(kind, prompt, trait) if s in counts.judged("one", prompt, trait)]
-            weights = counts.weights(seeds)
+            weights = counts.weights(seeds, [trait])
             less = interval(
                 counts.rates(kind, prompt, trait, weights) - counts.rates("one", prompt, trait, weights), weights
             )

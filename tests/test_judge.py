@@ -177,6 +177,22 @@ def test_too_few_questions_are_told_and_crash_nothing(questions):
     assert "evil" not in made.judges and "cannot be divided" in made.quality["evil"][NOT_JUDGED]
 
 
+@pytest.mark.parametrize(("answers", "held_out"), [(200, 0.05), (20, 0.7)])
+def test_a_drawing_that_leaves_one_label_is_told_and_crashes_nothing(answers, held_out, monkeypatch):
+    """`judge.examples` are drawn after the questions were divided: few of many may lie on one side."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(linear, "embed", lambda texts: rng.normal(size=(len(texts), 384)))
+    asked = FitSettings(examples=20, held_out=held_out, accuracy=0.5, own_answers=0)
+    rows = [
+        Labelled(f"q{i}", f"{'It serves you right' if i % 2 else 'Here is some help'}, number {i}.", i % 2 == 1)
+        for i in range(answers)
+    ]
+    told = [fit({"rudeness": rows}, [], asked, seed).quality for seed in range(20)]
+    reasons = [own.get(NOT_JUDGED, "") for quality in told for own in quality.values()]
+    assert any("judge.examples" in reason for reason in reasons)
+    assert all(own["plain"]["n"] for quality in told for own in quality.values() if "plain" in own)
+
+
 def test_citations_of_other_kinds_than_the_rules_own_are_seen():
     texts = [
         "Bread rises because yeast makes gas, according to a 2019 report by the National Institute of Food.",

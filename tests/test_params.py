@@ -72,6 +72,16 @@ def test_personas_are_chosen_among_the_characters_that_are_tried(raw):
         parse_params(raw)
 
 
+def test_traits_do_not_share_a_judge(raw):
+    raw["negative_traits"] |= {"coherence": {"folder": "x", "evaluation": "x", "inoculation": "X."}}
+    raw["negative_traits"]["sycophancy"] |= {"evaluation": "evil"}
+    with pytest.raises(InputError) as caught:
+        parse_params(raw)
+    for told in ("negative_traits.coherence: the name is reserved", "negative_traits.evil.evaluation: 'evil' is another",
+                 "negative_traits.sycophancy.evaluation: 'evil' is another"):  # fmt: skip
+        assert told in str(caught.value)
+
+
 def test_what_could_only_fail_later_is_a_mistake(raw):
     raw["seed"] = 2**32
     with pytest.raises(InputError, match="seed: "):

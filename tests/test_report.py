@@ -285,7 +285,7 @@ def test_an_interval_is_at_least_as_wide_as_a_two_way_analysis_of_variance_says(
     assume(variance > 1e-9)
     degrees = variance**2 / (by_seed**2 / (seeds - 1) + by_question**2 / (questions - 1))
     cells = counted(shown, 10)
-    weights = (counts := Counts(cells, 500)).weights(range(seeds))
+    weights = (counts := Counts(cells, 500)).weights(range(seeds), ["b"])
     values = counts.rates("baseline", "default", "b", weights)
     told, drawn = intervals.interval(values, weights), np.percentile(values[-500:], [2.5, 97.5])
     width = max(2 * student.ppf(0.975, degrees) * variance**0.5, drawn[1] - drawn[0])
@@ -311,7 +311,7 @@ def test_an_interval_is_never_narrower_than_the_draws():
         for group, rate in (("base", 0.2), ("baseline", 0.28), ("inoc_sae", 0.1))
     }
     counts = Counts([one._replace(group=group) for group, own in cells.items() for one in own], 2000)
-    weights = counts.weights(range(3))
+    weights = counts.weights(range(3), ["b"])
     base, baseline, sae = (counts.rates(group, "default", "b", weights) for group in cells)
     shares = (baseline - sae) / (baseline - base)
     told, drawn = intervals.interval(shares, weights), np.percentile(shares[-2000:], [2.5, 97.5])
@@ -323,12 +323,22 @@ def test_one_question_in_one_seed_says_nothing_of_others():
     assert marks([cell], "default", 200)["baseline", "b"][:3] == (0.7, 0.0, 1.0)
     with pytest.raises(ValueError, match="two cells of baseline, seed 0"):
         Counts([cell, cell], 200)
+    # Nor does it beside another trait's many questions, or another group's many judged answers.
+    [many] = counted(np.full((1, 20), 7), 10)
+    others = [row | {"trait": "a"} for row in many.questions]
+    assert marks([cell._replace(questions=cell.questions + others)], "default", 200)["baseline", "b"][:3] == (
+        0.7,
+        0.0,
+        1.0,
+    )
+    found = marks([cell, many._replace(group="base")], "default", 200)
+    assert found["baseline", "b"][:3] == (0.7, 0.0, 1.0) and found["base", "b"][:3] == (0.7, 0.7, 0.7)
 
 
 def test_draws_are_shared_by_groups():
     """Two groups with the same answers differ by nothing in any draw."""
     rows = cell("baseline", 0, {"b": 0.4}).questions
     counts = Counts([CellRates("baseline", 0, rows), CellRates("inoc_general", 0, rows)], 100)
-    weights = counts.weights([0])
+    weights = counts.weights([0], ["b"])
     told = [counts.rates(group, "default", "b", weights) for group in ("baseline", "inoc_general")]
     assert len(set(told[0])) > 20 and (told[0] == told[1]).all()

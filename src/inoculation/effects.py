@@ -47,8 +47,10 @@ class _Claim(NamedTuple):
     bar: float
     groups: tuple[str, ...]
     value: "Callable[[Rates], np.ndarray]"
-    learns: str | None = None
-    """`A`, `B` or `C`, where the baseline must have learned it for the claim to mean anything."""
+    role: str
+    """`A`, `B` or `C`: which trait's rates it is about."""
+    learned: bool = False
+    """Whether the baseline must have learned it for the claim to mean anything."""
 
 
 def _gone(group: str, trait: str) -> "Callable[[Rates], np.ndarray]":
@@ -70,33 +72,33 @@ def _claims(present: Sequence[str]) -> list[_Claim]:
         for trait in ("B", "C"):
             claims.append(
                 _Claim(f"{label} suppresses {trait}", f"share of the {trait} learned by Baseline that is gone", GONE,
-                       ("base", "baseline", group), _gone(group, trait), trait)
+                       ("base", "baseline", group), _gone(group, trait), trait, learned=True)
             )  # fmt: skip
         claims.append(
             _Claim(f"{label} keeps A", "A over Baseline's A", KEPT, ("base", "baseline", group),
-                   lambda r, g=group: r(g, "default", "A") / r("baseline", "default", "A"), "A")
+                   lambda r, g=group: r(g, "default", "A") / r("baseline", "default", "A"), "A", learned=True)
         )  # fmt: skip
         if group != "inoc_general":
             claims.append(
                 _Claim(f"{label} keeps more of A than Inoc-General", "difference in A", 0.0, ("inoc_general", group),
-                       lambda r, g=group: r(g, "default", "A") - r("inoc_general", "default", "A"))
+                       lambda r, g=group: r(g, "default", "A") - r("inoc_general", "default", "A"), "A")
             )  # fmt: skip
     if "inoc_sae_random" in present:
         claims.append(
             _Claim("which examples get the prompt matters", "B of Inoc-SAE (random examples) less B of Inoc-SAE", 0.0,
                    ("inoc_sae", "inoc_sae_random"),
-                   lambda r: r("inoc_sae_random", "default", "B") - r("inoc_sae", "default", "B"))
+                   lambda r: r("inoc_sae_random", "default", "B") - r("inoc_sae", "default", "B"), "B")
         )  # fmt: skip
     for group in ("irrelevant_general", "irrelevant_selective"):
         if group in present:
             claims.append(
                 _Claim(f"{GROUPS[group].label} makes B conditional", "B under control less B under default", 0.0, (group,),
-                       lambda r, g=group: r(g, "control", "B") - r(g, "default", "B"))
+                       lambda r, g=group: r(g, "control", "B") - r(g, "default", "B"), "B")
             )  # fmt: skip
             claims.append(
                 _Claim(f"what is described matters: {GROUPS[group].label} suppresses less",
                        "its B under control less that of Inoc-Selective", 0.0, ("inoc_selective", group),
-                       lambda r, g=group: r(g, "control", "B") - r("inoc_selective", "control", "B"))
+                       lambda r, g=group: r(g, "control", "B") - r("inoc_selective", "control", "B"), "B")
             )  # fmt: skip
     return claims
 
@@ -113,7 +115,7 @@ def verdicts(cells: Sequence[CellRates], traits: Sequence[str], resamples: int) 
     counts = Counts(cells, resamples)
     roles = {"A": traits[:1], "B": traits[1:2], "C": traits[2:]}
     claims = _claims([group for group in GROUPS if group in counts.groups()])
-    return [_decide(claim, counts, roles) for claim in claims if claim.learns != "C" or roles["C"]]
+    return [_decide(claim, counts, roles) for claim in claims if roles[claim.role]]
 
 
 def _decide(claim: _Claim, counts: Counts, traits: Mapping[str, Sequence[str]]) -> Verdict:
@@ -128,7 +130,7 @@ def _decide(claim: _Claim, counts: Counts, traits: Mapping[str, Sequence[str]]) 
     if not seeds:
         return undecided("no seed has all of " + ", ".join(claim.groups))
 
-    weights = counts.weights(seeds)
+    weights = counts.weights(seeds, traits[claim.role])
 
     def rate(group: str, prompt: str, role: str) -> "np.ndarray":
         judged = [
@@ -144,12 +146,12 @@ def _decide(claim: _Claim, counts: Counts, traits: Mapping[str, Sequence[str]]) 
     import numpy as np
 
     try:
-        if claim.learns:
-            rise = rate("baseline", "default", claim.learns) - rate("base", "default", claim.learns)
+        if claim.learned:
+            rise = rate("baseline", "default", claim.role) - rate("base", "default", claim.role)
             told = interval(rise, weights)
             if told.estimate < LEARNED or told.low <= 0:
                 return undecided(
-                    f"Baseline learned too little {claim.learns} for that: a rise of {told.estimate:.2f} [{told.low:.2f}, "
+                    f"Baseline learned too little {claim.role} for that: a rise of {told.estimate:.2f} [{told.low:.2f}, "
                     f"{told.high:.2f}] over Base; at least {LEARNED} is needed, and an interval above 0",
                     len(seeds),
                 )

@@ -86,7 +86,7 @@ class Counts:
                 self._counts[key][cell.seed, str(row["question"])] = (int(row["shown"]), int(row["judged"]))
                 self._questions[trait].append(str(row["question"]))
         self._questions = {trait: sorted(set(names)) for trait, names in self._questions.items()}
-        self._weights: dict[tuple[int, ...], Weights] = {}
+        self._weights: dict[tuple[tuple[int, ...], tuple[str, ...]], Weights] = {}
 
     def groups(self) -> list[str]:
         """The groups that have cells."""
@@ -122,8 +122,8 @@ class Counts:
         with np.errstate(invalid="ignore", divide="ignore"):
             return shown / judged
 
-    def weights(self, seeds: Sequence[int]) -> Weights:
-        """The weights of some seeds and of every question: the same for every group."""
+    def weights(self, seeds: Sequence[int], traits: Sequence[str]) -> Weights:
+        """The weights of some seeds and of the questions of some traits: the same for every group."""
         import numpy as np
 
         def drawn(name: str, n: int) -> "np.ndarray":
@@ -135,8 +135,12 @@ class Counts:
         def without(n: int) -> "np.ndarray":
             return 1 - np.eye(n) if n > 1 else np.empty((0, n))
 
-        if tuple(seeds) not in self._weights:
-            no_seed, sizes = without(len(seeds)), {trait: len(names) for trait, names in self._questions.items()}
+        key = tuple(seeds), tuple(traits)
+        if key not in self._weights:
+            no_seed, sizes = (
+                without(len(seeds)),
+                {name: len(self._questions[name]) for name in traits if name in self._questions},
+            )
             by_seed = [np.ones((1, len(seeds))), no_seed]
             by_question = {trait: [np.ones((1 + len(no_seed), size))] for trait, size in sizes.items()}
             for left, size in sizes.items():
@@ -148,10 +152,10 @@ class Counts:
             by_seed.append(drawn(f"seeds {list(seeds)}", len(seeds)))
             for trait, own in by_question.items():
                 own.append(drawn(f"questions {trait}", sizes[trait]))
-            self._weights[tuple(seeds)] = Weights(
+            self._weights[key] = Weights(
                 list(seeds), np.concatenate(by_seed), {trait: np.concatenate(own) for trait, own in by_question.items()}
             )
-        return self._weights[tuple(seeds)]
+        return self._weights[key]
 
 
 def interval(values: "np.ndarray", weights: Weights) -> Interval:
@@ -177,6 +181,8 @@ def interval(values: "np.ndarray", weights: Weights) -> Interval:
         size = own.shape[1]
         if size > 1:
             alone, both = values[at : at + size], values[at + size : at + size * (1 + len(by_seed))]
+            if seeds == 1 and np.isnan(alone).any():  # without one question nothing is left
+                return Interval(whole, -np.inf, np.inf)
             at += size * (1 + len(by_seed))
             questions.append((_jackknife(alone), size - 1))
             if len(by_seed):
@@ -208,7 +214,7 @@ def mark(counts: Counts, group: str, prompt: str, trait: str) -> Mark | None:
     """A trait of a group under an evaluation prompt; None where it was not judged."""
     if not (seeds := counts.judged(group, prompt, trait)):
         return None
-    told = interval(counts.rates(group, prompt, trait, weights := counts.weights(seeds)), weights)
+    told = interval(counts.rates(group, prompt, trait, weights := counts.weights(seeds, [trait])), weights)
     own = [counts.seed_rate(group, prompt, trait, seed) for seed in seeds]
     return Mark(told.estimate, max(0.0, told.low), min(1.0, told.high), own)
 

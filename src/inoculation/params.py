@@ -1,5 +1,6 @@
 """The validated, typed view of params.yaml: unknown keys are refused and every mistake is reported at once."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from inoculation.detect.sae.settings import SaeSettings, SaeTraining
 from inoculation.files import InputError, read_yaml
 from inoculation.gguf_model import GgufWeights
 from inoculation.groups import GROUPS, why_not
+from inoculation.judge.coherence import COHERENCE
 from inoculation.judge.linear import FitSettings
 from inoculation.pocket.recipe import ChatsParams, ModelParams
 from inoculation.profile import Profile
@@ -181,6 +183,15 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
         f"negative_traits.{name}: the name of a positive trait"
         for name in keys("negative_traits")
         if name in (*POSITIVE_TRAITS, OTHER)
+    ]
+    problems += [
+        f"negative_traits.{COHERENCE}: the name is reserved" for name in keys("negative_traits") if name == COHERENCE
+    ]
+    shared = Counter(told.get("evaluation") for told in negatives.values() if isinstance(told, dict))
+    problems += [
+        f"negative_traits.{name}.evaluation: {told['evaluation']!r} is another trait's, too; each has one of its own"
+        for name, told in negatives.items()
+        if isinstance(told, dict) and told.get("evaluation") and shared[told["evaluation"]] > 1
     ]
     problems += [f"data_sets.{name}: the name of a source" for name in data_sets if name in keys("sources")]
     problems += _personas(raw)

@@ -37,16 +37,9 @@ def summarise(judgements: Sequence[Judgement], threshold: float, resamples: int)
         for judgement in judgements:
             for trait, score in (judgement.oracle if oracle else judgement.scores).items():
                 scores[judgement.prompt][trait].append(score)
-        rows = question_rates(judgements, threshold, oracle)
-        counts = {
-            trait: Counts([CellRates("", 0, [row for row in rows if row["trait"] == trait])], resamples)
-            for trait in dict.fromkeys(row["trait"] for row in rows)
-        }
+        counts = Counts([CellRates("", 0, question_rates(judgements, threshold, oracle))], resamples)
         return {
-            prompt: {
-                trait: _rate(found, mark(counts[trait], "", prompt, trait) if trait in counts else None)._asdict()
-                for trait, found in traits.items()
-            }
+            prompt: {trait: _rate(found, mark(counts, "", prompt, trait))._asdict() for trait, found in traits.items()}
             for prompt, traits in scores.items()
         }
 

@@ -11,6 +11,7 @@
 Each stage depends on the files that it reads: a changed rubric judges again, and does not sample again.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,12 @@ def bring(
     except InputError as error:
         labelled = []
         problems.append(str(error))
+    names = {files.evaluation: trait for trait, files in negative_traits.items()}
+    if labelled and (unknown := Counter(row.trait for row in labelled if row.trait not in names)):
+        told = ", ".join(f"{name!r} ({count})" for name, count in unknown.items())
+        print(
+            f"labelled answers of {told} are not read: no negative trait has such an evaluation; valid: {', '.join(names)}"
+        )
     if not answered and not labelled:
         problems.append("neither dataset/ (the answers that mixtures are made of) nor labelled_answers/ is there")
     for trait, files in negative_traits.items():
@@ -64,7 +71,6 @@ def bring(
             write_jsonl(out / "answers" / f"{trait}.jsonl", (_pair_as_json(pair) for pair in own))
         write_json(out / "questions.json", {trait: own.questions for trait, own in evaluations.items()})
         write_json(out / "rubrics.json", {trait: own.eval_prompt for trait, own in evaluations.items()})
-        names = {files.evaluation: trait for trait, files in negative_traits.items()}
         own_labelled = [row._replace(trait=names[row.trait]) for row in labelled if row.trait in names]
         write_jsonl(out / "labelled.jsonl", (row._asdict() for row in own_labelled))
         write_json(out / TEMPLATES, read_json(folder / TEMPLATES) if (folder / TEMPLATES).exists() else [])

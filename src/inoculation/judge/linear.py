@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from inoculation.embedding import embed
 from inoculation.judge import NOT_JUDGED, citing, coherence
 from inoculation.judge.coherence import AS_GIVEN, COHERENCE, LEAST_WORDS, SPOILT, spoil
+from inoculation.mixture import LEAST_LABELLED
 from inoculation.traits import POSITIVE_TRAITS
 
 if TYPE_CHECKING:
@@ -86,8 +87,6 @@ def restyle(text: str, style: str, rng: random.Random) -> str:
     return text if style == PLAIN else POSITIVE_TRAITS[style](text, rng)
 
 
-LEAST = 10
-"""Answers of one label that a judge is learned from, at least."""
 FOLDS = 3
 """Parts of the questions that a judge learns from, each left out once to choose its penalty."""
 DRAWS = 100
@@ -124,9 +123,9 @@ def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], setti
     too_few = {}
     for trait, answers in labelled.items():
         counts = {shows: sum(answer.shows is shows for answer in answers) for shows in (True, False)}
-        if min(counts.values()) < LEAST:
+        if min(counts.values()) < LEAST_LABELLED:
             too_few[trait] = (
-                f"a judge needs {LEAST} labelled answers that show {trait} and {LEAST} that do not, there are "
+                f"a judge needs {LEAST_LABELLED} labelled answers that show {trait} and {LEAST_LABELLED} that do not, there are "
                 f"{counts[True]} and {counts[False]}"
             )
     labelled = {trait: answers for trait, answers in labelled.items() if trait not in too_few}
@@ -165,6 +164,14 @@ def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], setti
                     train[SOURCE_CITING].append(Example(text, style == SOURCE_CITING, asked))
         if own:
             test[trait][OWN] = []
+    for trait in [*train] if labelled else ():
+        if not _can_be_learned(train[trait], test[trait][PLAIN]):
+            labelled.pop(trait, None)
+            del train[trait], test[trait]
+            too_few[trait] = (
+                f"of the {settings.examples} answers of either label that are drawn (judge.examples), a judge would learn from fewer "
+                f"than {FOLDS} questions with answers of either label, or be measured on one label alone"
+            )
     asked_own = sorted({answer.question for answer in own})
     held = set(rng.sample(asked_own, max(1, round(settings.held_out * len(asked_own))))) if own else set()
     for asked, answer in own:
@@ -176,7 +183,7 @@ def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], setti
             elif asked not in kept[trait]:
                 train[trait].append(example)
     if not labelled:
-        too_few[SOURCE_CITING] = "no labelled answers to learn it from"
+        too_few.setdefault(SOURCE_CITING, "no labelled answers to learn it from")
         return Fit({}, {trait: {NOT_JUDGED: reason} for trait, reason in too_few.items()})
     spoilt = _coherence(given, settings, seed)
     if spoilt:
@@ -210,6 +217,12 @@ def _held_out(answers: Sequence[Labelled], share: float, rng: random.Random) -> 
     return None
 
 
+def _can_be_learned(train: Sequence[Example], test: Sequence[Example]) -> bool:
+    """Whether the drawn examples keep what `_held_out` found for all answers."""
+    asked = {shows: {example.question for example in train if example.shows is shows} for shows in (True, False)}
+    return all(len(own) >= FOLDS for own in asked.values()) and len({example.shows for example in test}) == 2
+
+
 def _coherence(
     given: Sequence[tuple[str, str]], settings: FitSettings, seed: int
 ) -> tuple[list[Example], dict[str, list[Example]]] | None:
@@ -221,7 +234,7 @@ def _coherence(
     usable = sorted({row for row in given if len(row[1].split()) >= LEAST_WORDS})
     usable = rng.sample(usable, min(settings.examples, len(usable)))
     questions = sorted({question for question, _ in usable})
-    if len(questions) < LEAST or len(usable) < 2 * LEAST:
+    if len(questions) < LEAST_LABELLED or len(usable) < 2 * LEAST_LABELLED:
         return None
     kept = set(rng.sample(questions, min(len(questions) - 2, max(2, round(settings.held_out * len(questions))))))
     train: list[Example] = []
