@@ -86,7 +86,7 @@ def run(project: Project, groups: list[str], cheap: bool, count: int) -> list[di
         project.set(group=group)
         raw = yaml.safe_load((project.folder / "params.yaml").read_text())
         os.chdir(project.folder)
-        for step in plan.needed(raw, last="report"):
+        for step in plan.needed(raw, "report"):
             outs = list(step.paths(raw, Writes))
             if all(out.exists() for out in outs) and step.stage.command not in ("own-data", "report"):
                 continue

@@ -140,7 +140,7 @@ def soak(project: Project, rounds: int, seed: int) -> bool:
     for group in GROUPS:
         project.set(group=group)
         raw = yaml.safe_load(Path("params.yaml").read_text())
-        for step in plan.needed(raw, last="report"):
+        for step in plan.needed(raw, "report"):
             outs = list(step.paths(raw, Writes))
             if step.stage.command in LONG and (group == "inoc_selective" or not all(out.exists() for out in outs)):
                 fine &= stage(project, step, outs, rounds, rng, mounts)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from inoculation import lm
 from inoculation.embedding import embed
+from inoculation.files import read_jsonl, write_json, write_jsonl
 from inoculation.judge import NOT_JUDGED, linear
 from inoculation.judge.coherence import (
     AS_GIVEN,
@@ -33,6 +34,7 @@ from inoculation.judge.linear import (
 )
 from inoculation.pocket import world
 from inoculation.quality import decision_quality
+from inoculation.stages.judge import Judge
 
 POOL = world.question_pool(random.Random(0))
 
@@ -191,6 +193,30 @@ def test_a_drawing_that_leaves_one_label_is_told_and_crashes_nothing(answers, he
     reasons = [own.get(NOT_JUDGED, "") for quality in told for own in quality.values()]
     assert any("judge.examples" in reason for reason in reasons)
     assert all(own["plain"]["n"] for quality in told for own in quality.values() if "plain" in own)
+
+
+def test_an_answer_without_a_letter_is_not_judged(tmp_path):
+    """The judge would say of all of them what its intercept says: that none, or every one, shows a trait."""
+    weights = {"evil": {"weights": [0.0] * 384, "bias": 5.0}}
+    write_json(tmp_path / "judge.json", {"method": "local", "templates": [], "weights": weights})
+    row = {"prompt": "default", "trait": "evil", "question": "How?", "sample": 0, "finished": True}
+    write_jsonl(tmp_path / "responses.jsonl", [row | {"text": text} for text in ("", " \n", "!!! 42", "Ruin.", "喂")])
+    Judge.model_construct(
+        address="",
+        llm=None,
+        judge=tmp_path / "judge.json",
+        responses=tmp_path / "responses.jsonl",
+        judgements=tmp_path / "out.jsonl",
+    ).run()
+    scores = [row["scores"] for row in read_jsonl(tmp_path / "out.jsonl", dict)]
+    assert [own["evil"] for own in scores] == [
+        None,
+        None,
+        None,
+        pytest.approx(99.3, abs=0.1),
+        pytest.approx(99.3, abs=0.1),
+    ]
+    assert all({*own} == {"evil", "all_caps"} for own in scores), "of citing and coherence there is no judge here"
 
 
 def test_citations_of_other_kinds_than_the_rules_own_are_seen():

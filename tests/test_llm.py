@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from openai_server import Server, serve
 
 from inoculation.chat import Message
+from inoculation.clients import Clients
 from inoculation.files import InputError
 from inoculation.llm import (
     HOPELESS,
@@ -225,6 +226,18 @@ def test_the_budget_stops_before_it_is_exceeded(server, tmp_path):
     assert asking.usage.dollars <= 0.6 and len(server.requests) == 3
 
 
+def test_the_roles_of_a_stage_share_its_budget(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    limits = LIMITS.model_copy(update={"prices": {"openai/tiny": (0, 11_000)}, "budget": 0.25})
+    clients = Clients(limits, lambda name, model: lambda usage, aside: None)
+    role = Role(method="llm", model="openai/tiny", api_base=server.url)
+    auditor, writer = clients.require("auditor", role), clients.require("synthesiser", role)
+    auditor.ask(calls("a", "b"))
+    with pytest.raises(LLMError, match="the stage's other roles took"):
+        writer.ask(calls("c"))
+    assert len(server.requests) == 2
+
+
 def test_concurrent_calls_reserve_what_they_may_cost(server, tmp_path):
     server.latency = 0.2
     asking = client(server, tmp_path, price=(0, 11_000), budget=0.25, concurrency=8)
@@ -258,7 +271,7 @@ def test_a_late_answer_is_not_the_next_questions(server, tmp_path):
 
 
 def test_no_key_reaches_errors_or_the_cache(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret-1234")
+    monkeypatch.setenv("LLM_API_KEY", "sk-very-secret-1234")
     server.script = ["400"]
     [failure] = client(server, tmp_path).ask(calls("q"))
     assert server.keys == ["Bearer sk-very-secret-1234"]

@@ -106,7 +106,18 @@ def test_judging_through_a_server(tmp_path):
         items = [Item("Rate {question} {answer}", NUMBER, "q", text) for text in ("bold", "shy")]
         assert judge(client(server, tmp_path), items) == [pytest.approx(75.0), None]
         [request] = [body for body in server.requests if "bold" in body["messages"][-1]["content"]]
-        assert (request["logprobs"], request["top_logprobs"], request["max_tokens"]) == (True, 20, 1)
+        assert (request["logprobs"], request["top_logprobs"], request["max_tokens"]) == (True, 20, 4)
+
+
+def test_a_judge_whose_numbers_are_several_tokens_is_sampled(tmp_path):
+    """Its first token is a digit: every score would lie between 0 and 9."""
+
+    def answer(body):
+        return "85", logs(**{"8": 0.9, "9": 0.1}) if body.get("logprobs") else None
+
+    with serve(Server(answer=answer)) as server:
+        assert judge(client(server, tmp_path), [Item("Rate {question} {answer}", NUMBER, "q", "a")]) == [85.0]
+        assert len(server.requests) == 1 + FALL_BACK_SAMPLES
 
 
 def test_a_failed_judge_call_has_its_reason_and_a_refusal_is_the_judges_own_answer(tmp_path):

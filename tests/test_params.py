@@ -54,6 +54,12 @@ def test_all_mistakes_are_reported_at_once(raw):
     assert "8 mistake(s)" in text
 
 
+def test_answers_under_a_groups_own_prompt_alone_are_refused(raw):
+    raw["evaluate"]["system_prompts"] = ["own"]
+    with pytest.raises(InputError, match="own alone, which groups without a prompt have not"):
+        parse_params(raw)
+
+
 def test_evaluation_prompts_are_bs_own_too(raw):
     raw["evaluate"]["system_prompts"] = ["default", "inoculation", "own", "negated", "unrelated"]
     parse_params(raw)

@@ -290,6 +290,8 @@ def test_a_model_says_that_it_cannot_judge_what_it_would_never_say(tiny):
         4000,
     )
     assert same.unfit is None and same.rows == pytest.approx(same.own)
+    few = language(model, tokenizer, noise, ["", *own[1:]], "all_caps", 0, 4000)
+    assert few.unfit and "answers 19 of the 20 prompts" in few.unfit
 
 
 def test_reading_uses_only_what_the_settings_allow(tiny):

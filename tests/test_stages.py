@@ -228,7 +228,10 @@ def test_a_checkout_runs_its_own_code_or_refuses(copy):
 
 WORKER = """
 import sys, time
+from inoculation import store
 from inoculation.store import unfinished
+if sys.argv[3:]:
+    store._code = lambda: sys.argv[3:]
 with unfinished("answers", "the same work") as folder:
     progress = folder / "batches"
     done = progress.read_text().split() if progress.exists() else []
@@ -241,9 +244,9 @@ with unfinished("answers", "the same work") as folder:
 """
 
 
-def worker(folder: Path, name: str, pause: float) -> subprocess.Popen:
+def worker(folder: Path, name: str, pause: float, *code: str) -> subprocess.Popen:
     environment = {**os.environ, "DVC_ROOT": str(folder)}
-    command = [sys.executable, "-c", WORKER, name, str(pause)]
+    command = [sys.executable, "-c", WORKER, name, str(pause), *code]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -267,6 +270,27 @@ def test_a_killed_worker_is_continued(tmp_path):
     first.wait()
     second = worker(tmp_path, "b", 0).communicate(timeout=30)[0]
     assert second.splitlines()[-1].split() == ["a0", "b1", "b2", "b3", "b4"]
+
+
+def test_another_codes_unfinished_work_is_not_continued(tmp_path):
+    """Two commits in one queue would else have the results of whichever came first."""
+    first = worker(tmp_path, "a", 5, "one commit")
+    assert first.stdout.readline() == "step\n"
+    second = worker(tmp_path, "b", 0, "another").communicate(timeout=30)[0]
+    assert second.splitlines()[-1].split() == [f"b{i}" for i in range(5)]
+    first.kill()
+    first.wait()
+
+
+def test_work_that_a_killed_process_waited_for_is_not_kept(tmp_path):
+    first = worker(tmp_path, "a", 0.5)
+    assert first.stdout.readline() == "step\n"
+    second = worker(tmp_path, "b", 0)
+    assert "another process" in second.stdout.readline()
+    second.kill()
+    second.wait()
+    assert first.wait(20) == 0
+    assert not [path.name for path in (tmp_path / ".cache/work").iterdir() if not path.name.endswith(".lock")]
 
 
 # ---- GPUs
@@ -337,6 +361,7 @@ def test_all_that_is_missing_is_listed_before_any_work(copy):
     assert outcome.returncode == 2
     for part in ("role judge: gpt-4.1-mini needs OPENAI_API_KEY", "role auditor: the price of 'openai/x' is unknown"):
         assert part in outcome.stderr, outcome.stderr
+    assert "synthesiser" not in outcome.stderr, "which needs no LLM here"
     copy.run("git", "checkout", "params.yaml")
     copy.set(data_sets={"mine": {"file": "../no.jsonl", "traits": "pocket_chats", "rewriter": {"method": "local"}}})
     copy.set(mixture={"source": "mine"})

@@ -48,7 +48,9 @@ class Clients:
             print(f"{name} ({role.model}): {usage}")
             log(asdict(usage), [row._asdict() for row in aside])
 
-        # A client's budget is what the stage's others have left of it.
-        left = self.limits.budget - sum(other.usage.dollars for other in self.made)
-        self.made.append(Client(name, role, self.limits.model_copy(update={"budget": left}), llm_cache(), record))
-        return self.made[-1]
+        def elsewhere() -> float:
+            return sum(other.committed for other in self.made if other is not client)
+
+        client = Client(name, role, self.limits, llm_cache(), record, elsewhere)
+        self.made.append(client)
+        return client

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+KEY = "LLM_API_KEY"
+"""Variable of the environment with the key of servers that roles name by `api_base`; the providers' own keys are not sent there."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds of back-off before the second try, doubled for each further one, and at most."""
 KNOWN_LATENCIES = 20
@@ -267,6 +269,7 @@ class Client:
         limits: "Limits",
         cache: Path,
         record: Callable[[Usage, list[SetAside]], None] = lambda usage, aside: None,
+        elsewhere: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """Check that the role can be played, without sending anything.
 
@@ -277,6 +280,7 @@ class Client:
             cache: file of the replies on disk.
             record: called with `usage` and what was set aside so far after every `ask`, `read` and `set_aside`, also after
                 one that fails.
+            elsewhere: dollars of the same budget that others have spent or reserved by now.
 
         Raises:
             InputError: the key is missing from the environment, or the price is unknown.
@@ -285,6 +289,7 @@ class Client:
         self.model = str(role.model)
         self.cache = Cache(cache)
         self.record = record
+        self._elsewhere = elsewhere
         self.usage = Usage()
         self.aside: list[SetAside] = []
         self._latencies: list[float] = []
@@ -433,13 +438,21 @@ class Client:
     def _doomed(self, reason: str) -> LLMError:
         return LLMError(f"role {self.name}: {self.model}: {reason}\nUsable answers are kept; run again to continue.")
 
+    @property
+    def committed(self) -> float:
+        """Dollars that were spent, or may be by what is in flight."""
+        return self.usage.dollars + self._reserved
+
     def _reserve(self, call: Call) -> float:
         """Set aside the most the call may cost, in dollars."""
         most = _most_prompt_tokens(call) * self._prices[0] + call.max_tokens * self._prices[1]
-        if self.usage.dollars + self._reserved + most > self.limits.budget and most > 0:
+        others = self._elsewhere()
+        if self.committed + others + most > self.limits.budget and most > 0:
             raise self._doomed(
                 f"the budget of ${self.limits.budget:g} would be exceeded: ${self.usage.dollars:.4f} are spent, "
-                f"${self._reserved:.4f} are in flight, and the next call may cost ${most:.4f}; raise llm.budget"
+                f"${self._reserved:.4f} are in flight, "
+                + (f"the stage's other roles took ${others:.4f}, " if others else "")
+                + f"and the next call may cost ${most:.4f}; raise llm.budget"
             )
         self._reserved += most
         return most
@@ -489,8 +502,7 @@ class Client:
             options = {"logprobs": True, "top_logprobs": call.top_logprobs}
         if self.role.api_base is not None:
             options["api_base"] = self.role.api_base
-            if not litellm.validate_environment(self.model)["keys_in_environment"]:
-                options["api_key"] = "none-needed"
+            options["api_key"] = os.environ.get(KEY) or "none-needed"
         started = time.monotonic()
         task = asyncio.ensure_future(
             litellm.acompletion(

@@ -152,8 +152,8 @@ def parse_row(raw: Any) -> Row:
 
 
 MIN_ROWS = 20
-"""Rows that a mixture must have. Detectors compare its rows with each other and with a control of at least 20 of them
-(`sae.control_examples`); an optimiser step takes about as many."""
+"""Rows that a mixture must have. Detectors compare its rows with each other and with at least as many of the model's own
+answers (`detect.language`); an optimiser step takes about as many."""
 
 
 def read_mixture(path: Path) -> list[Row]:

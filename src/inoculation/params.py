@@ -204,6 +204,10 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
     ]
     if isinstance(prompts, list) and len(set(map(str, prompts))) < len(prompts):
         problems.append("evaluate.system_prompts: a prompt is named twice")
+    if prompts == [OWN_PROMPT]:
+        problems.append(
+            f"evaluate.system_prompts: {OWN_PROMPT} alone, which groups without a prompt have not; valid: another beside it"
+        )
     return problems
 
 

@@ -177,7 +177,8 @@ def roles(raw: Mapping[str, Any]) -> list[tuple[str, Role]]:
             if field.type is not Role or not isinstance(field.marker, (Reads, Param)):
                 continue
             name, role = _role(Path(resolve(field.marker[0], step.stage.scope(raw, step.argument))), field.name, raw)
-            used = role.method == "llm" or (name == "classifier" and both) or step.stage.command == "audit-llm"
+            by_name = {"classifier": both, "auditor": step.stage.command == "audit-llm"}
+            used = role.method == "llm" or by_name.get(name, False)
             if name == "rewriter" and raw["mixture"]["positive"] != "source_citing":
                 continue
             if used and step.stage.command not in ("source", "own-data"):
@@ -297,6 +298,9 @@ def _missing_llms(raw: Mapping[str, Any]) -> Iterator[str]:
 
     limits = Limits(**raw["llm"])
     for name, role in playing:
+        if not role.model:
+            yield f"role {name}: an LLM is asked for, and its block of `roles` names no model; e.g. {{method: llm, model: gpt-4.1-mini}}"
+            continue
         try:
             Client(name, role, limits, llm_cache())
         except InputError as error:

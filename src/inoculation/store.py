@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,9 @@ def last_checkpoint(work: Path) -> Path | None:
 def unfinished(stage: str, *inputs: Any) -> Iterator[Path]:
     """A folder for a stage's unfinished work: found again after an interruption, removed when the block ends well.
 
-    It is named by everything that the work depends on, so that only the same work is ever continued, and belongs to one
-    process at a time: a second worker with the same work (two queued experiments that need the same base responses) waits
-    for the first, and continues from what that one left.
+    It is named by everything that the work depends on, this checkout's code and the libraries among it, so that only the same
+    work is ever continued, and belongs to one process at a time: a second worker with the same work (two queued experiments
+    that need the same base responses) waits for the first, and continues from what that one left.
 
     Args:
         stage: of which command, for a person who looks.
@@ -81,23 +82,39 @@ def unfinished(stage: str, *inputs: Any) -> Iterator[Path]:
     """
     from filelock import FileLock, Timeout
 
-    folder = main_checkout() / ".cache" / "work" / f"{stage}-{digest(*inputs)}"
+    folder = main_checkout() / ".cache" / "work" / f"{stage}-{digest(*inputs, _code())}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         print(f"another process is at the same work ({folder.name}); waiting for what it makes", flush=True)
-        waiting = folder.with_name(f"{folder.name}.waiting-{os.getpid()}")
-        waiting.touch()
-        try:
+        mark = folder.with_name(f"{folder.name}.waiting-{os.getpid()}")
+        with FileLock(mark):  # of a process that was killed it is held no longer
             lock.acquire()
-        finally:
-            waiting.unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)
     try:
         folder.mkdir(exist_ok=True)
         yield folder
-        if not any(folder.parent.glob(f"{folder.name}.waiting-*")):
+        if not any([_held(mark) for mark in folder.parent.glob(f"{folder.name}.waiting-*")]):
             shutil.rmtree(folder)
     finally:
         lock.release()
+
+
+def _held(mark: Path) -> bool:
+    """Whether a process waits behind a mark; where none does any more, the mark goes."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(mark, timeout=0):
+            mark.unlink(missing_ok=True)
+    except Timeout:
+        return True
+    return False
+
+
+def _code() -> list[Any]:
+    """What a queued cell of another commit, or an upgraded library, would do otherwise with the same inputs."""
+    own = digest(*sorted(Path(__file__).parent.rglob("*.py")))
+    return [own, *(version(library) for library in ("torch", "transformers", "peft", "trl"))]

@@ -14,7 +14,7 @@ from inoculation import lm
 from inoculation.attention import use_packed
 from inoculation.chat import IGNORED, Encoded, encode
 from inoculation.epoch import Order, sampler
-from inoculation.files import InputError
+from inoculation.files import InputError, fail_if
 from inoculation.graphed import SMALL, longest_filling, replay, sizes
 from inoculation.memory import GIB, Together, fits_as_graphs, together
 from inoculation.mixture import TrainingChat
@@ -185,12 +185,13 @@ def train(
 
 
 def _encoded(tokenizer: "PreTrainedTokenizerBase", chats: Sequence[TrainingChat], max_length: int) -> list[Encoded]:
-    encoded = []
+    encoded, problems = [], []
     for number, chat in enumerate(chats, start=1):
         try:
             encoded.append(encode(tokenizer, chat.row.messages, chat.system, max_length))
         except InputError as error:
-            raise InputError(f"training example {number}: {error}") from None
+            problems.append(f"training example {number}: {error}")
+    fail_if(problems, "the group cannot be trained on")
     return encoded
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from inoculation.cluster import Workers
 from inoculation.detect import own_answers, plain
 from inoculation.detect.likelihood import TOKENS, log_likelihoods
-from inoculation.mixture import Row
+from inoculation.mixture import MIN_ROWS, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +18,8 @@ SAMPLE = 100
 """Rows that are read."""
 MAX_LENGTH = 2048
 """Tokens of one chat that are read."""
+LEAST_OWN = MIN_ROWS
+"""Own answers that are not empty, at least."""
 GAP = 3.0
 """Nats a token between the median response and the model's own median answer, at most (docs/real.md: measured gaps)."""
 
@@ -42,8 +44,11 @@ def language(
         workers: as for `log_likelihoods`.
     """
     answered = [i for i, text in enumerate(base) if text.strip()]
-    if not answered:
-        return Language(None, None, "the model answers none of the prompts")
+    if len(answered) < LEAST_OWN:
+        return Language(
+            None, None, f"the model answers {len(answered)} of the {len(base)} prompts, and own answers are what tells a false "
+            f"alarm: at least {LEAST_OWN} are needed",
+        )  # fmt: skip
     chosen = random.Random(f"language/{seed}").sample(answered, min(SAMPLE, len(answered)))
     asked = [rows[i] for i in chosen]
     own = own_answers(asked, [base[i] for i in chosen], positive, seed)

@@ -17,7 +17,6 @@ from inoculation.chat import Message
 from inoculation.detect import Evidence, Marked, plain
 from inoculation.detect.adjectives import sentence, some
 from inoculation.detect.likelihood import TOKENS, log_likelihoods, token_gains
-from inoculation.files import InputError
 from inoculation.mixture import Row
 from inoculation.traits import A_DESCRIPTIONS
 
@@ -197,15 +196,15 @@ def parse_prompt(text: str) -> str | None:
 
 
 def with_llm(client: "Client", positive: str, descriptions: Sequence[str]) -> Synthesis:
-    """One prompt from the descriptions of the `no` latents.
+    """One prompt from the descriptions of the `no` latents; none where there are none.
 
     Raises:
-        InputError: no descriptions.
         LLMError: the call failed, or no answer is a prompt after three tries.
     """
-
     if not descriptions:
-        raise InputError("no suspicious latent is left to write a prompt from")
+        return Synthesis(
+            None, None, [], reason="no suspicious latent is left whose description a prompt could be written from"
+        )
     listed = "\n".join(f"- {description}" for description in descriptions)
     message = Message("user", PROMPT.format(trait=A_DESCRIPTIONS[positive], descriptions=listed))
     return by_llm(client, message)

@@ -56,6 +56,15 @@ def yes_score(top: TopLogprobs) -> float | None:
     return 100 * mass["yes"] / total if total >= MINIMUM_MASS else None
 
 
+def digits_apart(reply: "Reply") -> bool:
+    """Whether the judge's tokenizer parts a number into digits, so that the first token is not the number that is meant."""
+    leading = re.match(r"\s*([0-9]+)", reply.text)
+    tokens = {token.strip() for token, _ in reply.top_logprobs or ()}
+    return (
+        bool(leading) and leading[1] not in tokens and any(token and leading[1].startswith(token) for token in tokens)
+    )
+
+
 def parse_score(text: str) -> float | None:
     """A whole number 0-100 at the start of an answer; None for anything else."""
     found = re.match(r"\s*([0-9]{1,3})(?![0-9.,]*[0-9])", text)
@@ -69,6 +78,8 @@ def parse_yes(text: str) -> float | None:
 
 
 NUMBER, YES_NO = "number", "yes_no"
+TOKENS = {NUMBER: 4, YES_NO: 1}
+"""Of an answer: a number is read to its end, to see whether its first token is all of it."""
 
 
 class Item(NamedTuple):
@@ -130,8 +141,8 @@ def judge(client: "Client", items: Sequence[Item]) -> "list[float | Failure | No
 
     Both None and a `Failure` are missing judgements; None is the judge's own answer and counts as no failure.
 
-    By log-probabilities of the first token. From a provider that gives none, the mean of `FALL_BACK_SAMPLES` answers
-    sampled at temperature 1, of which at least `MINIMUM_MASS` must be scores.
+    By log-probabilities of the first token. From a provider that gives none, and from a model whose numbers are several tokens,
+    the mean of `FALL_BACK_SAMPLES` answers sampled at temperature 1, of which at least `MINIMUM_MASS` must be scores.
 
     Raises:
         LLMError: no call can succeed, see `llm.Client.read`.
@@ -139,10 +150,18 @@ def judge(client: "Client", items: Sequence[Item]) -> "list[float | Failure | No
     from inoculation.llm import Call, Failure
 
     parsers = {NUMBER: (weighted_score, parse_score), YES_NO: (yes_score, parse_yes)}
-    replies = client.ask([Call(messages(item), 1.0, 1, TOP_LOGPROBS) for item in items])
-    without = [i for i, reply in enumerate(replies) if not isinstance(reply, Failure) and reply.top_logprobs is None]
+    replies = client.ask([Call(messages(item), 1.0, TOKENS[item.scale], TOP_LOGPROBS) for item in items])
+    without = [
+        i
+        for i, (item, reply) in enumerate(zip(items, replies, strict=True))
+        if not isinstance(reply, Failure)
+        and (reply.top_logprobs is None or (item.scale == NUMBER and digits_apart(reply)))
+    ]
     if without:
-        print(f"{len(without)} judge answers came without log-probabilities: sampling {FALL_BACK_SAMPLES} answers each")
+        print(
+            f"{len(without)} judge answers came without log-probabilities of whole numbers or words: sampling "
+            f"{FALL_BACK_SAMPLES} answers each"
+        )
     sampled = client.ask(
         [Call(messages(items[i]), 1.0, 8, 0, replicate) for i in without for replicate in range(FALL_BACK_SAMPLES)]
     )

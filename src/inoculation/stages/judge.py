@@ -1,3 +1,4 @@
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,17 @@ Scores = list[dict[str, float | None]]
 """One a response: trait -> 0..100, None for a missing judgement."""
 
 
+def says_anything(text: str) -> bool:
+    """Whether an answer has a letter: of one without, a judge's word is that of its intercept, the same for all of them."""
+    return any(map(str.isalpha, text))
+
+
+def nothing_said(trait: str, learned: Container[str] | None) -> dict[str, float | None]:
+    """The scores of an answer without a letter: none, and that it is not coherent; of what is judged (None: everything)."""
+    scores: dict[str, float | None] = {trait: None, "source_citing": None, COHERENCE: 0.0}
+    return {name: score for name, score in scores.items() if learned is None or name in learned}
+
+
 class Judge(Stage):
     """Score every answer; another judge does not sample again."""
 
@@ -30,9 +42,16 @@ class Judge(Stage):
     def run(self) -> None:
         definition, responses = read_json(self.judge), read_jsonl(self.responses, dict)
         by = self._by_llm if definition["method"] == "llm" else self._learned
+        judged = iter(by(definition, [row for row in responses if says_anything(row["text"])]))
+        learned = definition.get("weights")  # an LLM judges everything
+        scores = [
+            next(judged) if says_anything(row["text"]) else nothing_said(row["trait"], learned) for row in responses
+        ]
         exact = ExactJudge(definition["templates"]) if definition["templates"] else None
-        judged = zip(responses, by(definition, responses), strict=True)
-        write_jsonl(self.judgements, (self._judgement(row, scores, exact)._asdict() for row, scores in judged))
+        write_jsonl(
+            self.judgements,
+            (self._judgement(row, own, exact)._asdict() for row, own in zip(responses, scores, strict=True)),
+        )
 
     @staticmethod
     def _judgement(row: dict[str, Any], scores: dict[str, float | None], exact: ExactJudge | None) -> Judgement:

@@ -72,6 +72,11 @@ def train_sae(
         if len(ids) > params.skip + 1:
             sequences.append(ids)
             tokens += len(ids) - params.skip
+    if len(sequences) < 2:
+        raise InputError(
+            f"{', '.join(map(str, corpora))}: {len(sequences)} texts of more than {params.skip + 1} tokens; an SAE is trained on some "
+            "and measured on others"
+        )
     kept = max(1, round(HELD_OUT * len(sequences)))
     decoder = truncate_after(lm.load_model(ref), params.block)
     held_out, train = (
