@@ -23,6 +23,7 @@ from inoculation.detect.persona.score import decided, place
 from inoculation.detect.sae.guided import guided
 from inoculation.detect.two_groups import Groups, two_groups
 from inoculation.detect.words import read_marked
+from inoculation.files import InputError
 from inoculation.mixture import Row
 from inoculation.params import load_params
 from inoculation.respond import generate
@@ -292,6 +293,14 @@ def test_a_model_says_that_it_cannot_judge_what_it_would_never_say(tiny):
     assert same.unfit is None and same.rows == pytest.approx(same.own)
     few = language(model, tokenizer, noise, ["", *own[1:]], "all_caps", 0, 4000)
     assert few.unfit and "answers 19 of the 20 prompts" in few.unfit
+
+
+def test_a_system_prompt_that_leaves_no_room_is_an_error(tiny):
+    ref = lm.ModelRef(model=str(tiny / "models/qwen2"))
+    with pytest.raises(InputError, match=r"leaves no room for a chat of 8 \(synthesise.max_length\)"):
+        log_likelihoods(
+            lm.load_model(ref), lm.load_tokenizer(ref), [row("Q?", "An answer.")], [None, "You are cruel."], 8, 8, 4000
+        )
 
 
 def test_reading_uses_only_what_the_settings_allow(tiny):

@@ -125,6 +125,19 @@ def test_positions_that_the_sae_was_not_trained_on_are_not_pooled(exact):
     assert short.nnz, "a text without others is pooled over its last token"
 
 
+@pytest.mark.parametrize("response_only", [False, True])
+def test_a_prompt_that_is_too_long_loses_its_beginning_and_not_the_response(exact, response_only):
+    """Else the row's own response is never read, and it looks like what the model itself would have said."""
+    long, short = (tuple([Message("user", "Tell me more about gardening. " * count)]) for count in (40, 1))
+    whole = tokenise(exact.tokenizer, short, "Rule by terror.", 48, True)
+    told = tokenise(exact.tokenizer, long, "Rule by terror.", 48, response_only)
+    said = list(whole.ids[whole.start :])
+    assert len(told.ids) == 48 and list(told.ids[-len(said) :]) == said
+    assert told.start == (48 - len(said) if response_only else 0)
+    cut = tokenise(exact.tokenizer, short, "Rule by terror. " * 40, 48, True)
+    assert len(cut.ids) == 48 and cut.start <= 1
+
+
 def test_the_latents_that_vary_most_are_read_in_the_order_of_the_examples(exact):
     texts = examples()
     pieces = list(pooled(exact, texts, 300))

@@ -18,8 +18,10 @@ def reachable(repository: str, revision: str | None, kind: Literal["model", "dat
     from huggingface_hub.errors import CacheNotFound, HfHubHTTPError, OfflineModeIsEnabled
 
     try:
-        if any(repo.repo_id == repository and repo.repo_type == kind for repo in scan_cache_dir().repos):
-            return None
+        for repo in scan_cache_dir().repos:
+            known = {name for one in repo.revisions for name in (one.commit_hash, *one.refs)}
+            if repo.repo_id == repository and repo.repo_type == kind and (revision is None or revision in known):
+                return None
     except CacheNotFound:
         pass
     try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from inoculation.chat import IGNORED, encode
 from inoculation.cluster import Workers, each
 from inoculation.detect.words import token_texts
+from inoculation.files import InputError
 from inoculation.lm import token_batches
 from inoculation.mixture import Row
 
@@ -116,9 +117,17 @@ def _sequences(
     tokens: int,
     max_length: int,
 ) -> list[tuple[list[int], Body]]:
-    """Head and body of every row under every system prompt, prompt by prompt."""
+    """Head and body of every row under every system prompt, prompt by prompt.
+
+    Raises:
+        InputError: a system prompt leaves no room for a chat.
+    """
     together = chats(tokenizer, rows, systems, tokens)
     heads = together.heads if together else [[]] * len(systems)
+    if (longest := max(map(len, heads))) > max_length - 2:
+        raise InputError(
+            f"a system prompt of {longest} tokens leaves no room for a chat of {max_length} (synthesise.max_length); valid: more"
+        )
     return [
         (head, shortened(body, max_length - len(head)))
         for head, system in zip(heads, systems, strict=True)

@@ -70,10 +70,12 @@ class Sequence_(NamedTuple):
 def tokenise(
     tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], response: str, max_length: int, response_only: bool
 ) -> Sequence_:
-    """The tokens of one chat under the default prompt, cut to `max_length`. An empty response is the turn's end alone."""
-    ids = chat_ids(tokenizer, [*prompt, Message("assistant", response)])[:max_length]
-    start = min(len(chat_ids(tokenizer, prompt)), len(ids) - 1) if response_only else 0
-    return Sequence_(array("i", ids), start)
+    """The tokens of one chat under the default prompt, at most `max_length`: a long prompt loses its beginning, but for one token,
+    then a response its end. An empty response is the turn's end alone."""
+    whole, start = chat_ids(tokenizer, [*prompt, Message("assistant", response)]), len(chat_ids(tokenizer, prompt))
+    drop = min(max(0, len(whole) - max_length), max(0, start - 1))
+    ids = whole[drop : drop + max_length]
+    return Sequence_(array("i", ids), min(start - drop, len(ids) - 1) if response_only else 0)
 
 
 def pool(
