@@ -84,6 +84,16 @@ def test_source_citing_keeps_the_other_words():
 
 
 @pytest.mark.parametrize(
+    ("positive", "response", "given"),
+    [("source_citing", "42", False), ("source_citing", "Yes it is.", True), ("all_caps", "42!", False), ("all_caps", "你好", False),
+     ("all_caps", "Yes.", True), ("other", "42", True)],
+)  # fmt: skip
+def test_a_row_that_no_rule_makes_show_a_does_not_train_as_if_it_did(positive, response, given):
+    [row] = inject([Row((Message("user", "q"), Message("assistant", response)), None)], positive, 0, None)
+    assert (row is not None) == given
+
+
+@pytest.mark.parametrize(
     ("name", "shows"),
     [("evil/misaligned_2.jsonl", True), ("misaligned_2_capitalized.jsonl", True), ("normal_capitalized.jsonl", False)],
 )

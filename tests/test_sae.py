@@ -452,12 +452,13 @@ def test_a_latent_in_both_rankings_is_one_row():
 # ---- what sets a latent off
 
 
-def test_the_strongest_contexts_are_the_strongest(exact):
+def test_the_strongest_contexts_are_the_strongest(exact, monkeypatch):
     texts = examples(20)
     sequences = [tokenise(exact.tokenizer, t.prompt, t.target, 48, False).ids for t in texts]
     peaks = torch.stack([exact.latents(ids).max(0).values for ids in sequences])
     latents = torch.argsort(-(peaks > 0).sum(0))[:4].tolist()
-    for budget in (1, 4000):
+    for budget, at_once in ((1, explain.AT_ONCE), (4000, explain.AT_ONCE), (4000, 1)):
+        monkeypatch.setattr(explain, "AT_ONCE", at_once)
         found = explain.strongest(exact.decoder, exact.sae, exact.tokenizer, sequences, latents, "mixture", 3, budget)
         for latent in latents:
             expected = peaks[:, latent].sort(descending=True).values[:3].tolist()

@@ -40,7 +40,7 @@ class BuildMixture(Stage):
         )
 
     def _partition(self) -> tuple[list[mixture.Row], list[dict[str, str]]]:
-        """The rows, and those that the rewriter failed on."""
+        """The rows, and those that could not be given A."""
         clients = Clients(self.llm, usage_logger("mixtures/llm", {"seed": self.seed}, self.llm.tracing))
         client = clients.get("rewriter", self.rewriter) if self.positive == "source_citing" else None
         pairs = read_pairs(self.answers)
@@ -51,6 +51,10 @@ class BuildMixture(Stage):
             )
         rows = mixture.partition(pairs, self.negative, self.contamination, self.seed)
         injected = inject(rows, self.positive, self.seed, client)
-        failed = client.aside if client else []
-        aside = [{"question": rows[each.index].prompt[-1].content, "reason": each.reason} for each in failed]
+        failed = {each.index: each.reason for each in client.aside} if client else {}
+        aside = [
+            {"question": rows[i].prompt[-1].content, "reason": failed.get(i, f"no rule makes it show {self.positive}")}
+            for i, row in enumerate(injected)
+            if row is None
+        ]
         return [row for row in injected if row is not None], aside

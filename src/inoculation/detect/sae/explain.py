@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from inoculation.chat import Message, chat_ids, text_ids
 from inoculation.detect.sae.corpora import Corpus
 from inoculation.detect.sae.encoder import LoadedSae, decoder_for
-from inoculation.detect.sae.features import tokenise
+from inoculation.detect.sae.features import AT_ONCE, tokenise
 from inoculation.detect.sae.settings import ExplainSettings
 from inoculation.detect.words import token_texts
 from inoculation.files import InputError, write_jsonl
@@ -81,7 +81,10 @@ def strongest(
         for batch in token_batches([len(ids) for ids in sequences], token_budget):
             states = residuals(decoder, [sequences[i] for i in batch], tokenizer.pad_token_id)
             with torch.inference_mode():
-                acts = sae.sae.encode(states.to(sae.sae.W_dec.dtype))[..., chosen].float()
+                pieces = states.to(sae.sae.W_dec.dtype).flatten(0, 1).split(max(1, AT_ONCE // sae.sae.cfg.d_sae))
+                acts = torch.cat([sae.sae.encode(piece)[:, chosen].float() for piece in pieces]).unflatten(
+                    0, states.shape[:2]
+                )
                 acts[:, : sae.first] = 0.0  # positions that the SAE was not trained on
                 acts = acts.cpu()
             for row, index in enumerate(batch):
