@@ -136,6 +136,11 @@ def test_an_interrupted_training_continues_to_the_same_adapter(ref, tmp_path):
     cut, continued = train(ref, settings, 4, chats(), 0, tmp_path / "cut", tmp_path / "work2", nothing)
     assert (fresh.resumed_from, continued.resumed_from, whole.log[-1]["step"]) == (0, 5, whole.steps)
     assert cut._replace(log=[], train_loss=0) == whole._replace(log=[], train_loss=0)
+    again, finished = train(ref, settings, 4, chats(), 0, tmp_path / "again", tmp_path / "work1", nothing)
+    assert finished.resumed_from == whole.steps and json.dumps(again._asdict()) == json.dumps(whole._asdict())
+    assert distance(tmp_path / "whole", tmp_path / "again") == 0, (
+        "as after a disk that was full when the adapter was to be moved"
+    )
     assert cut.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
     assert [row.keys() for row in cut.log] == [row.keys() for row in whole.log], "the curve is whole"
     for own, other in zip(cut.log, whole.log, strict=True):

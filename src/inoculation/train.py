@@ -167,7 +167,8 @@ def train(
     if processes.is_main_process:
         _save(trainer.model, tokenizer, work / "adapter", adapter)
     processes.wait_for_everyone()  # the others may be about to load it
-    log = [row for row in trainer.state.log_history if "loss" in row]  # means over all processes
+    # Means over all processes; sorted, as a checkpoint keeps them: a record is the same bytes whether it was interrupted or not.
+    log = [dict(sorted(row.items())) for row in trainer.state.log_history if "loss" in row]
     points = [row["step"] for row in log]
     total = sum(row["loss"] * (step - before) for row, step, before in zip(log, points, [0, *points[:-1]], strict=True))
     result = TrainResult(
@@ -362,7 +363,10 @@ def _save(model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", staging: Pat
     tokenizer.save_pretrained(str(staging))
     adapter.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(adapter, ignore_errors=True)
-    shutil.move(staging, adapter)
+    try:
+        shutil.move(staging, adapter)
+    except shutil.Error as error:  # of every file that it could not copy
+        raise OSError(f"{adapter}: {error.args[0][0][-1]}") from error
 
 
 def _curve(on_log: Callable[[int, dict[str, float]], None]) -> "TrainerCallback":
