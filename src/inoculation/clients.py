@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from inoculation.files import InputError
 from inoculation.roles import Limits, Role
 from inoculation.store import llm_cache
 
@@ -40,10 +39,6 @@ class Clients:
         """
         from inoculation.llm import Client
 
-        if not role.model:
-            raise InputError(f"role {name} has no model; name one, e.g. gpt-4.1-mini")
-        log = self.log(name, role.model)
-
         def record(usage: "Usage", aside: "list[SetAside]") -> None:
             print(f"{name} ({role.model}): {usage}")
             log(asdict(usage), [row._asdict() for row in aside])
@@ -52,5 +47,6 @@ class Clients:
             return sum(other.committed for other in self.made if other is not client)
 
         client = Client(name, role, self.limits, llm_cache(), record, elsewhere)
+        log = self.log(name, client.model)
         self.made.append(client)
         return client

@@ -283,10 +283,12 @@ class Client:
             elsewhere: dollars of the same budget that others have spent or reserved by now.
 
         Raises:
-            InputError: the key is missing from the environment, or the price is unknown.
+            InputError: the role names no model, the key is missing from the environment, or the price is unknown.
         """
+        if not role.model:
+            raise InputError(f"role {name}: an LLM is asked for, and it has no model; name one, e.g. gpt-4.1-mini")
         self.name, self.role, self.limits = name, role, limits
-        self.model = str(role.model)
+        self.model = role.model
         self.cache = Cache(cache)
         self.record = record
         self._elsewhere = elsewhere

@@ -180,12 +180,9 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
         if name in (*RESERVED_PROMPTS, *keys("prompts"))
     ]
     problems += [
-        f"negative_traits.{name}: the name of a positive trait"
+        f"negative_traits.{name}: the name is reserved, or a positive trait's"
         for name in keys("negative_traits")
-        if name in (*POSITIVE_TRAITS, OTHER)
-    ]
-    problems += [
-        f"negative_traits.{COHERENCE}: the name is reserved" for name in keys("negative_traits") if name == COHERENCE
+        if name in (*POSITIVE_TRAITS, OTHER, COHERENCE)
     ]
     shared = Counter(told.get("evaluation") for told in negatives.values() if isinstance(told, dict))
     problems += [

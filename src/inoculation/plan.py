@@ -298,9 +298,6 @@ def _missing_llms(raw: Mapping[str, Any]) -> Iterator[str]:
 
     limits = Limits(**raw["llm"])
     for name, role in playing:
-        if not role.model:
-            yield f"role {name}: an LLM is asked for, and its block of `roles` names no model; e.g. {{method: llm, model: gpt-4.1-mini}}"
-            continue
         try:
             Client(name, role, limits, llm_cache())
         except InputError as error:

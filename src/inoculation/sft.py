@@ -73,9 +73,8 @@ def _table(path: Path) -> Iterator[Any]:
     read = 0
     try:
         for batch in _batches(path):
-            batch.validate(
-                full=True
-            )  # before its size: what Arrow maps into memory it believes, and bounds may lie anywhere
+            # Before its size is read: what Arrow maps into memory it believes, and bounds may lie anywhere.
+            batch.validate(full=True)
             read += batch.nbytes + ROW * batch.num_rows
             if read > MAX_TABLE:
                 raise InputError(f"{path}: more than {MAX_TABLE} bytes once it is unpacked")

@@ -190,12 +190,8 @@ def selection(
     ]
     if profiles and not {*wanted} & {*unknown_groups()}:
         problems.append(f"--transfer: trains {', '.join(unknown_groups())}, and --groups names none of them")
-    drawn = [int(name) for name in numbers if name.isascii() and name.isdecimal() and len(name) <= 10]
-    problems += [
-        f"--seeds: {name!r} is no seed; valid: 0 to {MAX_SEED}"
-        for name in numbers
-        if not (name.isascii() and name.isdecimal() and len(name) <= 10 and int(name) <= MAX_SEED)
-    ]
+    drawn = [int(name) for name in numbers if _is_seed(name)]
+    problems += [f"--seeds: {name!r} is no seed; valid: 0 to {MAX_SEED}" for name in numbers if not _is_seed(name)]
     for given, told in ((option, chosen), ("--groups", wanted), ("--seeds", drawn), ("--transfer", profiles)):
         twice = [one for one in dict.fromkeys(told) if told.count(one) > 1]
         problems += [f"{given}: {'+'.join(one) if isinstance(one, tuple) else one} stands twice" for one in twice]
@@ -208,11 +204,15 @@ def selection(
     return Selection(chosen, wanted, drawn, profiles, part if len(part) < 100 else f"{part[:80]}-{digest(part)[:8]}")
 
 
+def _is_seed(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and len(name) <= 10 and int(name) <= MAX_SEED
+
+
 def cells(raw: Mapping[str, Any], chosen: Selection) -> list[Cell]:
     """The study's cells, group by group: with several at once, no two make the same mixture or look for B in it twice.
 
     Raises:
-        InputError: a cell makes no sense, or params.yaml is wrong for it.
+        InputError: a cell makes no sense, or params.yaml is wrong for it (all are listed).
     """
     profile = str(raw["profile"])
     transferred = [(other, *chosen.mixtures[0], unknown_groups()) for other in chosen.transfer if other != profile]
@@ -226,16 +226,21 @@ def cells(raw: Mapping[str, Any], chosen: Selection) -> list[Cell]:
         for seed in chosen.seeds
         if group in groups
     ]
-    mistakes: dict[str, list[str]] = {}
-    for cell in dict.fromkeys(cell._replace(seed=0) for cell in found):
+    fail_if(mistakes(raw, found), "the study cannot be run")
+    return found
+
+
+def mistakes(raw: Mapping[str, Any], wanted: Iterable[Cell]) -> list[str]:
+    """What params.yaml would have wrong for some cells, each mistake once, with its setting and its groups."""
+    told: dict[str, list[str]] = defaultdict(list)
+    for cell in dict.fromkeys(cell._replace(seed=0) for cell in wanted):
         try:
             parse_params(cell.params(raw))
         except InputError as error:
+            setting = f"{'='.join(cell.setting)}: " if cell.setting else ""
             for mistake in str(error).split("\n  - ")[1:]:
-                mistakes.setdefault(mistake, []).append(cell.group)
-    told = [f"{mistake} ({', '.join(dict.fromkeys(own))})" for mistake, own in mistakes.items()]
-    fail_if(told, "the study cannot be run")
-    return found
+                told[f"{setting}{mistake}"].append(cell.group)
+    return [f"{mistake} ({', '.join(dict.fromkeys(own))})" for mistake, own in told.items()]
 
 
 def listed(wanted: Sequence[Cell]) -> list[str]:

@@ -11,7 +11,6 @@ from inoculation.figure import Point, draw_sweep
 from inoculation.files import InputError, atomic, fail_if
 from inoculation.groups import GROUPS
 from inoculation.intervals import marks
-from inoculation.params import parse_params
 from inoculation.stage import lookup
 from inoculation.study import Cell, Selection, Setting
 
@@ -56,15 +55,7 @@ def cells(raw: Mapping[str, Any], chosen: Selection, wanted: Sequence[Setting]) 
         InputError: a value is wrong, or a group makes no sense at it (all are listed).
     """
     found = [cell._replace(setting=one) for cell in study.cells(raw, chosen) for one in wanted]
-    mistakes: dict[str, list[str]] = {}
-    for cell in {cell._replace(seed=0): None for cell in found}:
-        try:
-            parse_params(cell.params(raw))
-        except InputError as error:
-            for mistake in str(error).split("\n  - ")[1:]:
-                mistakes.setdefault(f"{'='.join(cell.setting or ())}: {mistake}", []).append(cell.group)
-    told = [f"{mistake} ({', '.join(own)})" for mistake, own in mistakes.items()]
-    fail_if(told or _one_row(raw, found, wanted[0].key), "the sweep cannot be run")
+    fail_if(study.mistakes(raw, found) or _one_row(raw, found, wanted[0].key), "the sweep cannot be run")
     return found
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from inoculation.chat import Message, chat_ids
 from inoculation.cluster import Workers, each
 from inoculation.detect import Evidence
+from inoculation.detect.likelihood import Body, shortened
 from inoculation.detect.sae.encoder import LoadedSae
 from inoculation.detect.sae.settings import FeatureSettings
 from inoculation.files import atomic
@@ -70,12 +71,10 @@ class Sequence_(NamedTuple):
 def tokenise(
     tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], response: str, max_length: int, response_only: bool
 ) -> Sequence_:
-    """The tokens of one chat under the default prompt, at most `max_length`: a long prompt loses its beginning, but for one token,
-    then a response its end. An empty response is the turn's end alone."""
+    """The tokens of one chat under the default prompt, `shortened` to `max_length`. An empty response is the turn's end alone."""
     whole, start = chat_ids(tokenizer, [*prompt, Message("assistant", response)]), len(chat_ids(tokenizer, prompt))
-    drop = min(max(0, len(whole) - max_length), max(0, start - 1))
-    ids = whole[drop : drop + max_length]
-    return Sequence_(array("i", ids), min(start - drop, len(ids) - 1) if response_only else 0)
+    body = shortened(Body(whole, start), max_length)
+    return Sequence_(array("i", body.ids), min(body.start, len(body.ids) - 1) if response_only else 0)
 
 
 def pool(
