@@ -94,5 +94,5 @@ def _complete(tokenizer: "PreTrainedTokenizerBase", said: dict[str, Any]) -> Non
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
-    elif pre not in (None, "gpt-2", "default"):
+    elif pre not in (None, "gpt-2", "default", "qwen2"):  # transformers' tokenizer of Qwen2 has its own by itself
         raise InputError(f"the pre-tokeniser {pre!r} of this GGUF file is not known here")
