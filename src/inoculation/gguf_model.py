@@ -1,6 +1,8 @@
-"""A model that a Python package carries as one GGUF file, turned into a normal model folder."""
+"""A model that Python packages carry as a GGUF file, turned into a normal model folder."""
 
 import hashlib
+import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,42 +16,57 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class GgufWeights(BaseModel):
-    """Which file of which package."""
+class Piece(BaseModel):
+    """A file of a package."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     package: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     """As it is imported; it is not, only its folder is looked up."""
-    file: Annotated[str, Field(pattern=r"^[\w.-]+\.gguf$")]
+    file: Annotated[str, Field(pattern=r"^(\w[\w.-]*/)*\w[\w.-]*$")]
+
+
+class GgufWeights(BaseModel):
+    """A GGUF file that packages carry, whole or in pieces."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    install: str
+    """The command that installs the packages, and the reader of the format."""
+    pieces: Annotated[list[Piece], Field(min_length=1)]
+    """In the file's order."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the whole file."""
 
 
-INSTALL = "make smollm2"
-"""What installs the package, and the reader of its format."""
-
-
-def weights_file(weights: GgufWeights) -> Path:
-    """The file, verified.
+def weights_files(weights: GgufWeights) -> list[Path]:
+    """The pieces, verified.
 
     Raises:
-        InputError: the package or its file is missing, or the file is another one.
+        InputError: a package or its file is missing, or they are not the file that was checked.
     """
-    found = find_spec(weights.package)
-    if found is None or not found.submodule_search_locations:
-        raise InputError(f"the package {weights.package} is not installed; run `{INSTALL}`")
-    path = Path(next(iter(found.submodule_search_locations))) / weights.file
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; another version of {weights.package} is installed; run `{INSTALL}`")
-    with path.open("rb") as file:
-        found_hash = hashlib.file_digest(file, "sha256").hexdigest()
-    if found_hash != weights.sha256:
-        raise InputError(f"{path}: sha256 {found_hash}, expected {weights.sha256}; it is not the file that was checked")
-    return path
+    files, digest = [], hashlib.sha256()
+    for piece in weights.pieces:
+        found = find_spec(piece.package)
+        if found is None or not found.submodule_search_locations:
+            raise InputError(f"the package {piece.package} is not installed; run `{weights.install}`")
+        path = Path(next(iter(found.submodule_search_locations))) / piece.file
+        if not path.is_file():
+            raise InputError(
+                f"{path}: no such file; another version of {piece.package} is installed; run `{weights.install}`"
+            )
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        files.append(path)
+    if digest.hexdigest() != weights.sha256:
+        told = ", ".join(map(str, files))
+        raise InputError(f"{told}: sha256 {digest.hexdigest()}, expected {weights.sha256}; it is not what was checked")
+    return files
 
 
-def convert(path: Path, out: Path) -> None:
-    """Write weights in safetensors (float32), configuration, tokenizer and chat template.
+def convert(files: Sequence[Path], out: Path) -> None:
+    """Write weights in safetensors (float32), configuration, tokenizer and chat template of a GGUF file, given in pieces.
 
     What transformers leaves out of a GGUF's tokenizer is put back from the file: which tokens end a turn and pad, and that
     digits are tokens of their own where the file says so.
@@ -58,14 +75,22 @@ def convert(path: Path, out: Path) -> None:
         InputError: `gguf` is missing, or the file names a pre-tokeniser that is not known here.
     """
     if find_spec("gguf") is None:
-        raise InputError(f"reading GGUF needs the package gguf; run `{INSTALL}`")
+        raise InputError("reading GGUF needs the package gguf; run `make smollm2`")
     import torch
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    said = {name: field.contents() for name, field in GGUFReader(path).fields.items() if name.startswith("tokenizer.")}
     with TemporaryDirectory() as folder:
-        (Path(folder) / path.name).symlink_to(path.resolve())
+        path = Path(folder) / "model.gguf"
+        if len(files) == 1:
+            path.symlink_to(files[0].resolve())
+        else:
+            with path.open("wb") as whole:
+                for piece in files:
+                    with piece.open("rb") as file:
+                        shutil.copyfileobj(file, whole)
+        told = GGUFReader(path).fields.items()
+        said = {name: field.contents() for name, field in told if name.startswith("tokenizer.")}
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name, clean_up_tokenization_spaces=False)
         read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=path.name, dtype=torch.float32)
     if hasattr(read.config, "quantization_config"):

@@ -87,11 +87,6 @@ class PocketParams(Model):
     sae: SaeTraining
 
 
-class Smollm2Params(Model):
-    weights: GgufWeights
-    sae: SaeTraining
-
-
 class ClusterParams(Model):
     processes: Annotated[int, Field(ge=1)]
     address: Annotated[str, Field(pattern=r"^(local|auto|(ray://)?[\w.-]+:\d+)?$")]
@@ -126,7 +121,8 @@ class Params(Model):
     roles: dict[Name, Roles]
     persona_vectors: PersonaVectorsParams
     pocket: PocketParams
-    smollm2: Smollm2Params
+    packaged: dict[Name, GgufWeights]
+    smollm2_sae: SaeTraining
 
 
 def _reference_problems(raw: dict[str, Any]) -> list[str]:
@@ -247,14 +243,14 @@ def _shapes(params: Params) -> Iterator[str]:
     depth = params.pocket.models["qwen2"].layers if "qwen2" in params.pocket.models else None
     if depth is not None and params.pocket.sae.block >= depth:
         yield f"pocket.sae.block: {params.pocket.sae.block}, and pocket.models.qwen2 has blocks 0-{depth - 1}"
-    for where, sae in (("pocket.sae", params.pocket.sae), ("smollm2.sae", params.smollm2.sae)):
+    for where, sae in (("pocket.sae", params.pocket.sae), ("smollm2_sae", params.smollm2_sae)):
         if sae.k > sae.latents:
             yield f"{where}.k: {sae.k} are more than its {sae.latents} latents"
         if sae.batch_size > sae.tokens:
             yield f"{where}.batch_size: {sae.batch_size} are more than its {sae.tokens} tokens"
     for where, seed in (
         ("pocket.chats.seed", params.pocket.chats.seed), ("pocket.sae.seed", params.pocket.sae.seed),
-        ("smollm2.sae.seed", params.smollm2.sae.seed),
+        ("smollm2_sae.seed", params.smollm2_sae.seed),
     ):  # fmt: skip
         if seed > MAX_SEED:
             yield f"{where}: {seed}; valid: 0 to {MAX_SEED}"

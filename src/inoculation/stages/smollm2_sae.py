@@ -13,10 +13,10 @@ from inoculation.store import unfinished
 class Smollm2Sae(Stage):
     """Train an SAE on SmolLM2's residual stream, on the profile's corpora."""
 
-    command, pipeline = "smollm2-sae", "smollm2"
+    command, pipeline = "smollm2-sae", "packaged"
     expensive = True
 
-    recipe: Annotated[SaeTraining, Param("smollm2.sae")]
+    recipe: Annotated[SaeTraining, Param("smollm2_sae")]
     corpora: Annotated[Path, Reads("${profiles.smollm2.corpora}")]
     model: Annotated[Path, Reads("data/smollm2/model")]
     sae: Annotated[Path, Writes("data/smollm2/sae")]
@@ -31,7 +31,7 @@ class Smollm2Sae(Stage):
         with unfinished(self.command, self.model, self.corpora, self.recipe.model_dump()) as work:
             quality = train_sae(self.recipe, ref, local_corpora(self.corpora), self.sae, work)
         with tracking.run("smollm2", "SAE"):
-            mlflow.log_params(tracking.flatten(self.recipe.model_dump(), "smollm2.sae"))
+            mlflow.log_params(tracking.flatten(self.recipe.model_dump(), "smollm2_sae"))
             mlflow.log_metrics({f"sae/{key}": value for key, value in quality.items()})
         write_json(self.quality, quality)
         print(", ".join(f"{key} {value:.3f}" for key, value in quality.items()))
