@@ -1,15 +1,16 @@
 """Cells on real text, a process each, without DVC and MLflow: the stages' functions with the values of params.yaml. For docs/real*.md.
 
     python benchmarks/labelled_mixture.py L sycophantic source_citing --out FOLDER
-    python benchmarks/real_cells.py own    FOLDER MODEL --out O              # the untouched model's answers to the mixture's prompts
-    python benchmarks/real_cells.py find   FOLDER MODEL 0 --out O            # inoc_persona's flags and prompt
-    python benchmarks/real_cells.py sample FOLDER MODEL inoc_selective 0 --out O [--found O/found-0.json]
-    python benchmarks/real_cells.py judge  FOLDER MODEL --out O --lines lines.jsonl    # all cells of O, by one judge a seed
+    python benchmarks/real_cells.py own    FOLDER smollm2 --out O            # the untouched model's answers to the mixture's prompts
+    python benchmarks/real_cells.py find   FOLDER smollm2 0 --out O          # inoc_persona's flags and prompt
+    python benchmarks/real_cells.py sample FOLDER smollm2 inoc_selective 0 --out O [--found O/found-0.json]
+    python benchmarks/real_cells.py judge  FOLDER smollm2 --out O --lines lines.jsonl    # all cells of O, by one judge a seed
     python benchmarks/real_cells.py prompts docs/real-prompts.jsonl --figure docs/real-prompts.png
 
-FOLDER holds `mixture.jsonl`, with provenance, and `traits/` as a source takes it; A and B are --positive and --negative. On a GPU
-several cells at once are no slower than one. GROUP is one of the study's, or a kind of KINDS: many prompts, prompts on the other
-rows. `real_tables.py` makes tables and verdicts of the lines.
+FOLDER holds `mixture.jsonl`, with provenance, and `traits/` as a source takes it; A and B are --positive and --negative; then a
+profile's name, and --epochs where they are not the profile's. Give all calls of a study the same. On a GPU several cells at once
+are no slower than one. A group is one of the study's, or a kind of KINDS: many prompts, prompts on the other rows.
+`real_tables.py` makes tables and verdicts of the lines.
 """
 
 import argparse
@@ -25,10 +26,11 @@ from real_tables import RESAMPLES, chosen, rates
 
 from inoculation import groups, lm, traits
 from inoculation.figure import LABELS
-from inoculation.files import read_json, read_jsonl, write_json, write_jsonl
+from inoculation.files import InputError, read_json, read_jsonl, write_json, write_jsonl
 from inoculation.intervals import Counts, interval, mark
 from inoculation.mixture import Row, TrainingChat, read_mixture
 from inoculation.params import Params, load_params
+from inoculation.train import TrainSettings
 
 TEMPERATURE, SAMPLES, TOKENS = 0.2, 10, 200
 PROMPTS = ("default", "control", "inoculation", "negated", "own")
@@ -77,11 +79,19 @@ class Study(NamedTuple):
     params: Params
     folder: Path
     out: Path
-    ref: lm.ModelRef
+    profile: str
     positive: str
     negative: str
-    epochs: int
-    learning_rate: float
+    epochs: float
+
+    @property
+    def ref(self) -> lm.ModelRef:
+        profile = self.params.profiles[self.profile]
+        return lm.ModelRef(model=profile.model, dtype=profile.dtype)
+
+    @property
+    def training(self) -> TrainSettings:
+        return self.params.train[self.params.profiles[self.profile].train].model_copy(update={"epochs": self.epochs})
 
     @property
     def rows(self) -> list[Row]:
@@ -137,7 +147,7 @@ def find(study: Study, seed: int) -> None:
     asker = Annotator(
         model=lambda: lm.load_model(study.ref), tokenizer=lm.load_tokenizer(study.ref),
         synthesis=study.params.synthesise, client=lambda _role: None, seed=seed,
-        token_budget=study.params.profiles["smollm2"].machine.token_budget, sae=None, flag_rule="guided",
+        token_budget=study.params.profiles[study.profile].machine.token_budget, sae=None, flag_rule="guided",
         persona=study.params.persona,
     )  # fmt: skip
     told = language(asker.model(), asker.tokenizer, blind(rows), base, study.positive, seed, asker.token_budget)
@@ -156,21 +166,21 @@ def sample(study: Study, group: str, seed: int, found: Path | None) -> None:
     from inoculation.train import train
 
     start, params, rows = time.monotonic(), study.params, study.rows
-    prompt, flags, name = None, None, group
+    prompt, name = None, group
     if group in KINDS:
         chats = assigned(rows, KINDS[group], seed)
     else:
-        rule = groups.GROUPS[group]
+        rule, flags = groups.GROUPS[group], None
         if rule.detector:
-            assert found is not None, f"{group} needs --found"
+            if found is None:
+                raise InputError(f"{group}: --found is needed")
             told = read_json(found)
             prompt, flags = told["prompt"], told["flags"]
-            other = found.stem.rpartition("-")[0]
-            name = group if other == "found" else f"{group}@{other}"
+            annotator = found.stem.rpartition("-")[0]
+            name = group if annotator == "found" else f"{group}@{annotator}"
         elif rule.prompt != "none":
             prompt = params.prompts.get(rule.prompt) or params.negative_traits[study.negative].inoculation
         chats = groups.assign(rows, group, prompt, flags, seed)
-    training = params.train["smollm2"].model_copy(update={"epochs": study.epochs, "learning_rate": study.learning_rate})
     under = None if group == "filter_persona" else prompt
     systems = evaluation_prompts(PROMPTS, params.prompts, params.negative_traits[study.negative], under)
     if under == systems["inoculation"]:
@@ -181,7 +191,7 @@ def sample(study: Study, group: str, seed: int, found: Path | None) -> None:
         work = Path(made)
         if chats:
             result, _ = train(
-                study.ref, training, 10**6, chats, seed, work / "adapter", work / "train", lambda *_: None
+                study.ref, study.training, 10**6, chats, seed, work / "adapter", work / "train", lambda *_: None
             )
             loss = result.train_loss
         trained = time.monotonic()
@@ -197,7 +207,7 @@ def sample(study: Study, group: str, seed: int, found: Path | None) -> None:
         study.out / f"{name}-{seed}.json",
         {
             "group": name, "seed": seed, "prompt": under, "chats": len(chats), "loss": loss, "epochs": study.epochs,
-            "learning_rate": study.learning_rate, "training_s": trained - start, "sampling_s": time.monotonic() - trained,
+            "learning_rate": study.training.learning_rate, "training_s": trained - start, "sampling_s": time.monotonic() - trained,
         },
     )  # fmt: skip
 
@@ -254,10 +264,11 @@ def _line(study: Study, group: str, seed: int, asked: list[dict[str, Any]], scor
             count[0] += shown
             count[1] += 1
     questions = {trait: list(of) for trait, of in counts["default"].items()}
-    model = Path(study.ref.model).parent.name
     group, _, annotator = group.partition("@")
+    by = {"annotator": annotator or study.profile} if group in groups.GROUPS and groups.GROUPS[group].detector else {}
+    share = 0 if group == "alone" else sum(bool(row.shows_negative) for row in study.rows) / len(study.rows)
     return {
-        "model": model, "annotator": annotator or model, "positive": study.positive, "negative": study.negative, "share": 0.5,
+        "model": study.profile, **by, "positive": study.positive, "negative": study.negative, "share": round(share, 2),
         "epochs": study.epochs, "temperature": TEMPERATURE, "group": group, "seed": seed, "questions": questions,
         "counts": {
             prompt: {trait: [of[digest] for digest in questions[trait]] for trait, of in told.items()}
@@ -279,10 +290,12 @@ def prompts(lines: Path, figure: Path | None, where: dict[str, list[Any]], posit
     print("| | " + " | ".join(f"{trait}, {prompt}" for prompt, trait in shown) + " |" + "\n" + "|---" * 7 + "|")
     for way, label in WAYS.items():
         told = [mark(counts, way, *place) for place in shown]
+        if not any(told):
+            continue
         rated = [f"{one.rate:.2f} [{one.low:.2f}, {one.high:.2f}] ({len(one.seeds)})" if one else "" for one in told]
         print(f"| {' '.join(label.split())} | " + " | ".join(rated) + " |")
     print("\nless the same under one prompt:\n")
-    for way in ("alone", "many", "one_others", "many_others"):
+    for way in (way for way in KINDS if any(line["group"] == way for line in chosen(lines, where))):
         cells = []
         for prompt, trait in shown:
             seeds = [
@@ -298,6 +311,14 @@ def prompts(lines: Path, figure: Path | None, where: dict[str, list[Any]], posit
             )
             cells.append(f"{less.estimate:+.2f} [{less.low:+.2f}, {less.high:+.2f}] ({len(seeds)})")
         print(f"| {' '.join(WAYS[way].split())} | " + " | ".join(cells) + " |")
+    seeds = counts.seeds("baseline", "inoc_selective")
+    weights = counts.weights(seeds, [positive])
+    kept = interval(
+        counts.rates("inoc_selective", "default", positive, weights)
+        / counts.rates("baseline", "default", positive, weights),
+        weights,
+    )
+    print(f"\nshare of A kept under one prompt: {kept.estimate:.2f} [{kept.low:.2f}, {kept.high:.2f}] ({len(seeds)})")
     if figure:
         _draw(counts, figure, positive, negative)
 
@@ -334,22 +355,24 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+    params = load_params(Path("params.yaml"))
+    trained = [name for name, rule in groups.GROUPS.items() if rule.on not in ("adapter", "steering")]
     for name in ("own", "find", "sample", "judge"):
         command = commands.add_parser(name)
         command.add_argument("folder", type=Path, help="with mixture.jsonl and traits/")
-        command.add_argument("model", help="its folder, NAME/model")
+        command.add_argument("profile", choices=list(params.profiles))
         if name == "sample":
-            command.add_argument("group", choices=[*groups.GROUPS, *KINDS])
+            known = [group for group in trained if groups.GROUPS[group].detector in (None, "persona")]
+            command.add_argument("group", choices=[*known, *KINDS])
             command.add_argument("--found", type=Path, help="what `find` wrote, for a group that needs flags")
         if name in ("find", "sample"):
             command.add_argument("seed", type=int)
         if name == "judge":
             command.add_argument("--lines", type=Path, required=True)
         command.add_argument("--out", type=Path, required=True)
-        command.add_argument("--positive", default="source_citing")
-        command.add_argument("--negative", default="sycophancy")
-        command.add_argument("--epochs", type=int, default=5)
-        command.add_argument("--learning-rate", type=float)
+        command.add_argument("--positive", choices=list(traits.POSITIVE_TRAITS), default="source_citing")
+        command.add_argument("--negative", choices=list(params.negative_traits), default="sycophancy")
+        command.add_argument("--epochs", type=float, help="(default: the profile's)")
     command = commands.add_parser("prompts")
     command.add_argument("lines", type=Path)
     command.add_argument("where", nargs="*", metavar="KEY=VALUE,...", type=where)
@@ -358,19 +381,22 @@ def main() -> None:
     command.add_argument("--negative", default="sycophancy")
     arguments = vars(parser.parse_args())
     name = arguments.pop("command")
-    if name == "prompts":
-        prompts(**{**arguments, "where": dict(arguments["where"])})
-        return
-    import torch
+    try:
+        if name == "prompts":
+            prompts(**{**arguments, "where": dict(arguments["where"])})
+            return
+        import torch
 
-    torch.backends.cuda.enable_cudnn_sdp(False)  # with many processes on one card it failed once ("mha_graph.execute")
-    params = load_params(Path("params.yaml"))
-    ref = lm.ModelRef(model=arguments.pop("model"), dtype="bfloat16")
-    rate = arguments.pop("learning_rate") or params.train["smollm2"].learning_rate
-    common = {key: arguments.pop(key) for key in ("folder", "out", "positive", "negative", "epochs")}
-    study = Study(params, ref=ref, learning_rate=rate, **common)
-    study.out.mkdir(parents=True, exist_ok=True)
-    {"own": own, "find": find, "sample": sample, "judge": judge}[name](study, **arguments)
+        torch.backends.cuda.enable_cudnn_sdp(
+            False
+        )  # with many processes on one card it failed once ("mha_graph.execute")
+        epochs = arguments.pop("epochs") or params.train[params.profiles[arguments["profile"]].train].epochs
+        common = {key: arguments.pop(key) for key in ("folder", "out", "profile", "positive", "negative")}
+        study = Study(params, epochs=epochs, **common)
+        study.out.mkdir(parents=True, exist_ok=True)
+        {"own": own, "find": find, "sample": sample, "judge": judge}[name](study, **arguments)
+    except (InputError, OSError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -131,6 +131,25 @@ def test_models_of_a_hub_that_cannot_be_reached_are_named_before_any_work(profil
     assert any("OPENAI_API_KEY" in problem for problem in problems)
 
 
+def test_packages_with_weights_that_are_not_installed_are_named_before_any_work(raw, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    raw |= {"profile": "qwen_coder", "annotator": "smollm2", "group": "inoc_persona"}
+    raw["packaged"]["qwen_coder"]["pieces"][0]["package"] = "no_such_package_at_all"
+    told = [problem for problem in plan.missing(raw) if "packaged-model qwen_coder" in problem]
+    assert told == [
+        "packaged-model qwen_coder: the package no_such_package_at_all is not installed; run `make qwen_coder`"
+    ]
+
+
+def test_of_another_models_sae_it_is_said_that_it_is_not_what_it_lacks(raw, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    raw |= {"profile": "qwen_coder", "annotator": "qwen_coder", "group": "inoc_sae"}
+    told = [problem for problem in plan.missing(raw) if "sae" in problem or "corpora" in problem]
+    assert (
+        len(told) == 1 and "data/smollm2/sae is trained on data/smollm2/model, not on data/qwen_coder/model" in told[0]
+    )
+
+
 def test_a_profile_is_added_by_values_only(raw):
     raw["profiles"]["mine"] = copy.deepcopy(raw["profiles"]["pocket"]) | {"model": "../my-model"}
     raw["profile"] = "mine"

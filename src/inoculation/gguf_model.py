@@ -39,13 +39,13 @@ class GgufWeights(BaseModel):
     """Of the whole file."""
 
 
-def weights_files(weights: GgufWeights) -> list[Path]:
-    """The pieces, verified.
+def located(weights: GgufWeights) -> list[Path]:
+    """Where the pieces are; nothing is imported, nothing read.
 
     Raises:
-        InputError: a package or its file is missing, or they are not the file that was checked.
+        InputError: a package or its file is missing.
     """
-    files, digest = [], hashlib.sha256()
+    files = []
     for piece in weights.pieces:
         found = find_spec(piece.package)
         if found is None or not found.submodule_search_locations:
@@ -55,13 +55,26 @@ def weights_files(weights: GgufWeights) -> list[Path]:
             raise InputError(
                 f"{path}: no such file; another version of {piece.package} is installed; run `{weights.install}`"
             )
+        files.append(path)
+    return files
+
+
+def verified(weights: GgufWeights) -> list[Path]:
+    """The pieces, read once to see that they are what was checked.
+
+    Raises:
+        InputError: one is missing, or together they are another file.
+    """
+    files, digest = located(weights), hashlib.sha256()
+    for path in files:
         with path.open("rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)
-        files.append(path)
     if digest.hexdigest() != weights.sha256:
-        told = ", ".join(map(str, files))
-        raise InputError(f"{told}: sha256 {digest.hexdigest()}, expected {weights.sha256}; it is not what was checked")
+        raise InputError(
+            f"{', '.join(map(str, files))}: sha256 {digest.hexdigest()}, expected {weights.sha256}; it is not what was checked: "
+            f"`pip uninstall {' '.join(piece.package for piece in weights.pieces)}`, then `{weights.install}`"
+        )
     return files
 
 

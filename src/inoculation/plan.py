@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inoculation import timings
 from inoculation.files import InputError, read_json
+from inoculation.gguf_model import GgufWeights, located
 from inoculation.paths import PROFILE, ROWS, mixture_name
 from inoculation.registry import STAGES, load
 from inoculation.roles import Limits, Role, Roles
@@ -205,14 +206,18 @@ def missing(raw: Mapping[str, Any]) -> list[str]:
     problems = []
     steps = needed(raw)
     made = {path for step in steps for path in step.paths(raw, Writes)}
+    foreign = [*_foreign_sae(raw, steps)]
+    sae = Path(raw["profiles"][raw["annotator"]]["sae"])
     for step in steps:
+        if foreign and (step.stage.command == "profile-sae" or sae in step.paths(raw, Writes)):
+            continue  # what an SAE lacks that is refused anyway
         for path in step.paths(raw, Reads):
             if not path.exists() and not made & {path, *path.parents}:
                 problems.append(f"{step}: {path}: no such file or folder{_queue_hint(path)}")
     for name in dict.fromkeys((raw["profile"], raw["annotator"])):
         if any(step == (load("profile"), name) for step in steps):
             problems += [f"profile {name}: {problem}" for problem in _missing_artefacts(raw["profiles"][name], steps)]
-    problems += [*_foreign_sae(raw, steps), *_missing_servers(raw, steps), *_missing_llms(raw)]
+    problems += [*foreign, *_missing_packages(raw, steps), *_missing_servers(raw, steps), *_missing_llms(raw)]
     if raw["cluster"]["address"] and find_spec("ray") is None:
         problems.append(
             "cluster.address: Ray is not installed; valid: pip install --editable '.[ray]', or leave it empty"
@@ -260,6 +265,16 @@ def _foreign_sae(raw: Mapping[str, Any], steps: list[Step]) -> Iterator[str]:
                     f"profiles.{raw['annotator']}.sae: {sae} is trained on {', '.join(map(str, sorted(models)))}, not on {own}; "
                     f"valid: an annotator with that model, or a group that needs no SAE"
                 )
+
+
+def _missing_packages(raw: Mapping[str, Any], steps: list[Step]) -> Iterator[str]:
+    """Packages that carry a model's weights and are not installed, where the model is not made yet."""
+    for step in steps:
+        if step.stage.command == "packaged-model" and not all(path.exists() for path in step.paths(raw, Writes)):
+            try:
+                located(GgufWeights(**raw["packaged"][step.argument]))
+            except InputError as error:
+                yield f"{step}: {error}"
 
 
 def _missing_servers(raw: Mapping[str, Any], steps: list[Step]) -> Iterator[str]:

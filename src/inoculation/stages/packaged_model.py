@@ -1,7 +1,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from inoculation.gguf_model import GgufWeights, convert, weights_files
+from inoculation.gguf_model import GgufWeights, convert, verified
 from inoculation.paths import CHECKED
 from inoculation.stage import Each, Param, Reads, Stage, Writes
 
@@ -18,4 +18,4 @@ class PackagedModel(Stage):
     out: Annotated[Path, Writes("data/${key}/model")]
 
     def run(self) -> None:
-        convert(weights_files(self.weights), self.out)
+        convert(verified(self.weights), self.out)
