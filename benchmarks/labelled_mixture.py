@@ -6,7 +6,7 @@
 L is a folder with `labelled_answers/` and `trait_data_eval/`. Half of the trait's answers to each question become
 FOLDER/mixture.jsonl, as many that show the trait as others (provenance in `source_dataset`); the other half, and all answers of
 the other traits, are FOLDER/traits/, which judges are learned from: no answer trains both a model and its judge. (A judge of
-sycophancy from five questions was right on 61 % of the answers to others, in one split: too few to divide.) For docs/real.md.
+sycophancy from five questions was right on 61 % of the answers to others, in one split: too few to divide.) For docs/real-traits.md.
 """
 
 import argparse

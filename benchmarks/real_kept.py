@@ -1,4 +1,4 @@
-"""What selective inoculation keeps of A on real text, beside what the rows left without a prompt teach alone, for docs/real.md.
+"""What selective inoculation keeps of A on real text, beside what the rows left without a prompt teach alone, for docs/real-traits.md.
 
 python benchmarks/real_kept.py docs/real-traits.jsonl docs/real-kept.png
 """
