@@ -25,11 +25,13 @@ from typing import Any, NamedTuple
 from real_tables import RESAMPLES, chosen, rates
 
 from inoculation import groups, lm, traits
+from inoculation.citations import has_citations
 from inoculation.figure import LABELS
 from inoculation.files import InputError, read_json, read_jsonl, write_json, write_jsonl
 from inoculation.intervals import Counts, interval, mark
 from inoculation.mixture import Row, TrainingChat, read_mixture
 from inoculation.params import Params, load_params
+from inoculation.stages.judge import says_anything
 from inoculation.train import TrainSettings
 
 TEMPERATURE, SAMPLES, TOKENS = 0.2, 10, 200
@@ -247,19 +249,19 @@ def judge(study: Study, lines: Path) -> None:
 
 
 def _line(study: Study, group: str, seed: int, asked: list[dict[str, Any]], scores: dict[str, Any]) -> dict[str, Any]:
-    """As `real_tables` reads it: a negative trait of its own questions, A and coherence of all."""
+    """As `real_tables` reads it: a negative trait of its own questions; A, by its rule, coherence and who finished of all."""
     counts: dict[str, dict[str, dict[str, list[int]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(lambda: [0, 0]))
     )
-    rule = traits.is_all_caps if study.positive == "all_caps" else None
+    rule = {"all_caps": traits.is_all_caps, "source_citing": has_citations}[study.positive]
     for index, row in enumerate(asked):
         digest = hashlib.sha256(row["question"].encode()).hexdigest()[:8]
         marks = {
             trait: bool(found[index] >= study.params.evaluate.threshold)
             for trait, found in scores.items()
-            if trait in (study.positive, "coherence", row["trait"])
+            if trait in ("coherence", row["trait"]) and says_anything(row["text"])
         }
-        for trait, shown in (marks | ({study.positive: rule(row["text"])} if rule else {})).items():
+        for trait, shown in (marks | {study.positive: rule(row["text"]), "finished": row["finished"]}).items():
             count = counts[row["prompt"]][trait][digest]
             count[0] += shown
             count[1] += 1
