@@ -14,7 +14,7 @@ from inoculation import intervals, rows
 from inoculation.effects import verdicts
 from inoculation.figure import draw, draw_leakage, draw_sweep
 from inoculation.intervals import CellRates, Counts, marks
-from inoculation.report import Judgement, question_rates, summarise
+from inoculation.report import Judgement, cut, headline, question_rates, rate_rows, summarise
 from inoculation.study import Cell, Setting
 from inoculation.sweep import points
 
@@ -47,6 +47,15 @@ def test_the_interval_is_over_questions():
 
     assert told(10) == pytest.approx(told(1))
     assert told(1)[0] < 0.1 and told(1)[1] > 0.9
+
+
+def test_cut_answers_are_told_by_prompt_and_are_no_prompt_of_their_own():
+    found = [judgement("a", 90)._replace(finished=done) for done in (True, False, False, True)]
+    found.append(judgement("a", 90, "control"))
+    assert cut(found) == {"default": 0.5, "control": 0.0}
+    metrics = {**summarise(found, 50, 200), "cut": cut(found)}
+    assert {row["prompt"] for row in rate_rows(metrics)} == {"default", "control"}
+    assert "A_cut" not in headline(metrics, "all_caps", "evil")
 
 
 def test_prompts_are_kept_apart_and_the_oracle_is_its_own_table():

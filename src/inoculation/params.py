@@ -258,7 +258,7 @@ def _shapes(params: Params) -> Iterator[str]:
         yield f"synthesise.adjectives: {params.synthesise.adjectives} are more than the list's {len(ADJECTIVES)}"
 
 
-RESERVED_PROMPTS = (DEFAULT_PROMPT, INOCULATION, OWN_PROMPT, "oracle", "detection", "training", "judge")
+RESERVED_PROMPTS = (DEFAULT_PROMPT, INOCULATION, OWN_PROMPT, "oracle", "detection", "training", "judge", "cut")
 """Names with a meaning of their own, and other top-level keys of metrics.json, which a prompt of that name would overwrite."""
 
 

@@ -49,6 +49,17 @@ def summarise(judgements: Sequence[Judgement], threshold: float, resamples: int)
     return metrics
 
 
+def cut(judgements: Sequence[Judgement]) -> dict[str, float]:
+    """Share of the answers under each evaluation prompt that were still going at `max_new_tokens`.
+
+    Groups that write longer answers have more of them cut: what comes late in an answer is then rarer for no other reason.
+    """
+    ended: dict[str, list[bool]] = defaultdict(list)
+    for judgement in judgements:
+        ended[judgement.prompt].append(judgement.finished)
+    return {prompt: 1 - sum(told) / len(told) for prompt, told in ended.items()}
+
+
 def _rate(scores: Sequence[float | None], told: Mark | None) -> Rate:
     """A trait's scores, None where the judgement is missing, and their mark, None where none was judged."""
     judged = [score for score in scores if score is not None]
@@ -85,7 +96,7 @@ def rate_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-NO_PROMPTS = ("oracle", "judge", "training", "detection")
+NO_PROMPTS = ("oracle", "judge", "training", "detection", "cut")
 """Keys of metrics.json that are no evaluation prompt."""
 
 

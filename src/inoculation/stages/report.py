@@ -7,7 +7,7 @@ from inoculation import figure, groups
 from inoculation.files import read_jsonl, write_json
 from inoculation.judge import NOT_JUDGED, Judgement
 from inoculation.paths import ASSIGNMENT, CELL, JUDGE
-from inoculation.report import headline, question_rates, summarise
+from inoculation.report import cut, headline, question_rates, summarise
 from inoculation.stage import Param, Reads, Stage, Writes
 
 
@@ -34,7 +34,7 @@ class Report(Stage):
         judgements = [Judgement(**row) for row in read_jsonl(self.judgements, dict)]
         rates = summarise(judgements, self.threshold, self.resamples)
         told = {key: value for key, value in self.training.items() if key != "log"}
-        metrics = {**rates, "judge": self.quality, "training": told}
+        metrics = {**rates, "judge": self.quality, "training": told, "cut": cut(judgements)}
         if self.assignment["detection"]:
             metrics["detection"] = self.assignment["detection"]
         write_json(self.out / "metrics.json", metrics)
@@ -45,6 +45,8 @@ class Report(Stage):
         figure.draw_rates(self.plots / "rates.png", rates, label)
         figure.draw_loss(self.plots / "loss.png", self.training["log"], label)
         print_rates(rates)
+        ended = ", ".join(f"{prompt} {share:.2f}" for prompt, share in metrics["cut"].items())
+        print(f"answers cut at max_new_tokens: {ended}")
         for trait, own in self.quality.items():
             if NOT_JUDGED in own:
                 print(f"{trait}: not judged: {own[NOT_JUDGED]}")
