@@ -9,7 +9,7 @@ from conftest import ROOT, once
 from inoculation import lm
 from inoculation.chat import Message, chat_ids, encode, render
 from inoculation.files import InputError
-from inoculation.gguf_model import Piece, convert, verified
+from inoculation.gguf_model import Piece, convert, joined, verified
 from inoculation.params import load_params
 
 WEIGHTS = load_params(ROOT / "params.yaml").packaged["smollm2"]
@@ -37,7 +37,7 @@ def test_another_file_is_refused():
 
 
 @here
-def test_a_file_in_pieces_is_the_same_model(folder, tmp_path, monkeypatch):
+def test_a_file_in_pieces_is_put_together(tmp_path, monkeypatch):
     """As `qwen_coder`'s six packages carry it; the packages are found, and not imported."""
     [whole] = verified(WEIGHTS)
     pieces, carried = [], whole.read_bytes()
@@ -48,9 +48,8 @@ def test_a_file_in_pieces_is_the_same_model(folder, tmp_path, monkeypatch):
         (package / "data" / "part.bin").write_bytes(part)
         pieces.append(Piece(package=package.name, file="data/part.bin"))
     monkeypatch.syspath_prepend(tmp_path)
-    convert(verified(WEIGHTS.model_copy(update={"pieces": pieces})), tmp_path / "model")
-    for name in ("model.safetensors", "tokenizer.json", "config.json"):
-        assert (tmp_path / "model" / name).read_bytes() == (folder / name).read_bytes()
+    found = verified(WEIGHTS.model_copy(update={"pieces": pieces}))
+    assert joined(found, tmp_path / "model.gguf").read_bytes() == carried
     with pytest.raises(InputError, match="it is not what was checked"):
         verified(WEIGHTS.model_copy(update={"pieces": pieces[::-1]}))
 

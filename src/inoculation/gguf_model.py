@@ -94,14 +94,7 @@ def convert(files: Sequence[Path], out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.gguf"
-        if len(files) == 1:
-            path.symlink_to(files[0].resolve())
-        else:
-            with path.open("wb") as whole:
-                for piece in files:
-                    with piece.open("rb") as file:
-                        shutil.copyfileobj(file, whole)
+        path = joined(files, Path(folder) / "model.gguf")
         told = GGUFReader(path).fields.items()
         said = {name: field.contents() for name, field in told if name.startswith("tokenizer.")}
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name, clean_up_tokenization_spaces=False)
@@ -118,6 +111,18 @@ def convert(files: Sequence[Path], out: Path) -> None:
     with whole_folder(out) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+
+
+def joined(files: Sequence[Path], path: Path) -> Path:
+    """The pieces as one file at `path`; one piece is linked to."""
+    if len(files) == 1:
+        path.symlink_to(files[0].resolve())
+        return path
+    with path.open("wb") as whole:
+        for piece in files:
+            with piece.open("rb") as file:
+                shutil.copyfileobj(file, whole)
+    return path
 
 
 def _complete(tokenizer: "PreTrainedTokenizerBase", said: dict[str, Any]) -> None:
