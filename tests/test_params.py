@@ -141,6 +141,17 @@ def test_packages_with_weights_that_are_not_installed_are_named_before_any_work(
     ]
 
 
+def test_what_brings_a_model_or_sae_that_only_the_cache_has(raw, monkeypatch, tmp_path):
+    """A queued experiment made it in a copy of the checkout: rows of such a cell were left out without a word."""
+    monkeypatch.chdir(tmp_path)
+    model = (
+        "data/pocket_world/models/qwen2 is not here; `dvc repro pipelines/pocket/dvc.yaml:pocket-model@qwen2` brings it"
+    )
+    sae = "data/pocket_world/sae is not here; `dvc repro pipelines/pocket/dvc.yaml:pocket-sae` brings it"
+    assert [told.split(" from ")[0] for told in plan.absent(raw, "baseline")] == [model]
+    assert sorted(told.split(" from ")[0] for told in plan.absent(raw, "inoc_sae")) == sorted([model, sae])
+
+
 def test_of_another_models_sae_it_is_said_that_it_is_not_what_it_lacks(raw, monkeypatch):
     monkeypatch.chdir(ROOT)
     raw |= {"profile": "qwen_coder", "annotator": "qwen_coder", "group": "inoc_sae"}

@@ -118,15 +118,29 @@ def compare() -> None:
     raw = _raw()
     parse_params(raw)
     tracking.connect(experiment(raw))
-    found = rows.siblings(lambda group: planning.identity_of(raw, group))
-    if not found:
-        print(f"{experiment(raw)}: no cells so far; `dvc repro` runs the one that params.yaml chooses")
-        return
-    print(
-        rows.table(
-            found, experiment(raw), raw["evaluate"]["system_prompts"], planning.traits(raw), planning.judge_name(raw)
+    unknown: dict[str, list[str]] = {}
+
+    def wanted(group: str) -> dict[str, Any] | None:
+        identity = planning.identity_of(raw, group)
+        if identity is None:
+            unknown[group] = planning.absent(raw, group)
+        return identity
+
+    found = rows.siblings(wanted)
+    if found:
+        print(
+            rows.table(
+                found,
+                experiment(raw),
+                raw["evaluate"]["system_prompts"],
+                planning.traits(raw),
+                planning.judge_name(raw),
+            )
         )
-    )
+    elif not unknown:
+        print(f"{experiment(raw)}: no cells so far; `dvc repro` runs the one that params.yaml chooses")
+    for group, why in sorted(unknown.items()):
+        print(f"\n{group}: its rows are not shown, for it cannot be said what they were made with: {'; '.join(why)}")
 
 
 def study(

@@ -327,6 +327,24 @@ def identity_of(raw: Mapping[str, Any], group: str) -> dict[str, Any] | None:
         return None
 
 
+def absent(raw: Mapping[str, Any], group: str) -> list[str]:
+    """Why there is no `identity_of` a group's cell: models and SAEs that are not here, and what brings them.
+
+    An experiment of DVC's queue makes them in a copy of the checkout, so that here they are in the cache alone.
+    """
+    own = {**raw, "group": group}
+    profiles = [raw["profiles"][name] for name in dict.fromkeys((raw["profile"], raw["annotator"]))]
+    named = {Path(profile[key]) for profile in profiles for key in ("model", "sae")}
+    steps = needed(own)
+    everything = needed(own, *(step.stage.command for step in steps if step.stage.command in PINNING))
+    return [
+        f"{path} is not here; `dvc repro {step.address()}` brings it from DVC's cache, or makes it"
+        for step in dict.fromkeys([*steps, *everything])
+        for path in step.paths(own, Writes)
+        if path in named and not path.exists()
+    ]
+
+
 def traits(raw: Mapping[str, Any]) -> list[str]:
     """The traits of a figure or table in their order: A, B, then C."""
     negative = raw["mixture"]["negative"]

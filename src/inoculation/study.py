@@ -261,16 +261,22 @@ def rows_of(raw: Mapping[str, Any], wanted: Iterable[Cell]) -> "dict[Cell, Run]"
     from inoculation import rows
 
     there = rows.reported()
-    found = {}
+    found, unknown = {}, set()
     for cell in wanted:
         params = cell.params(raw)
         try:
             identity = plan.identity(params)
-        except InputError:  # its model is not here, so nothing was run with it
+        except (
+            InputError
+        ):  # a model or SAE of it is not here, so nothing was run with it, or in a copy of the checkout alone
+            if any(row.data.params.get("group") == cell.group for row in there.get(experiment(params), {}).values()):
+                unknown |= {(cell.group, why) for why in plan.absent(params, cell.group)}
             continue
         row = there.get(experiment(params), {}).get(plan.cell_id(identity))
         if row is not None:
             found[cell] = row
+    for group, why in sorted(unknown):
+        print(f"{group}: its rows in MLflow are left out, for it cannot be said what they were made with: {why}")
     return found
 
 
