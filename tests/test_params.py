@@ -161,6 +161,16 @@ def test_of_another_models_sae_it_is_said_that_it_is_not_what_it_lacks(raw, monk
     )
 
 
+@pytest.mark.parametrize("value", [[], [[]], 5, {"a": []}])
+@pytest.mark.parametrize("key", ["evaluation", "probes", "folder"])
+def test_a_trait_with_a_value_of_another_kind_is_a_mistake_and_no_crash(raw, key, value):
+    """Found by fuzzing: `evaluation: []` was a TypeError."""
+    for trait in raw["negative_traits"].values():
+        trait[key] = copy.deepcopy(value)
+    with pytest.raises(InputError, match=f"negative_traits.evil.{key}"):
+        parse_params(raw)
+
+
 def test_a_profile_is_added_by_values_only(raw):
     raw["profiles"]["mine"] = copy.deepcopy(raw["profiles"]["pocket"]) | {"model": "../my-model"}
     raw["profile"] = "mine"

@@ -142,8 +142,11 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
         return table[name].get(key) if isinstance(table[name], dict) else None
 
     negatives = raw["negative_traits"] if isinstance(raw.get("negative_traits"), dict) else {}
-    negative = negatives.get(str(mixture.get("negative")))
-    probes = list(negative.get("probes") or {}) if isinstance(negative, dict) else []
+    probes_of = {
+        name: list(told["probes"]) if isinstance(told, dict) and isinstance(told.get("probes"), dict) else []
+        for name, told in negatives.items()
+    }
+    probes = probes_of.get(str(mixture.get("negative")), [])
     allowed: list[tuple[str, Any, list[str]]] = [
         ("profile", raw.get("profile"), keys("profiles")),
         ("annotator", raw.get("annotator"), keys("profiles")),
@@ -171,8 +174,8 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
     problems += [f"prompts.{name}: the name is reserved" for name in keys("prompts") if name in RESERVED_PROMPTS]
     problems += [
         f"negative_traits.{trait}.probes.{name}: the name is reserved, or one of `prompts`"
-        for trait, told in negatives.items()
-        for name in ((told.get("probes") or {}) if isinstance(told, dict) else {})
+        for trait, own in probes_of.items()
+        for name in own
         if name in (*RESERVED_PROMPTS, *keys("prompts"))
     ]
     problems += [
@@ -180,11 +183,12 @@ def _reference_problems(raw: dict[str, Any]) -> list[str]:
         for name in keys("negative_traits")
         if name in (*POSITIVE_TRAITS, OTHER, COHERENCE)
     ]
-    shared = Counter(told.get("evaluation") for told in negatives.values() if isinstance(told, dict))
+    files = {name: told.get("evaluation") for name, told in negatives.items() if isinstance(told, dict)}
+    shared = Counter(file for file in files.values() if isinstance(file, str))
     problems += [
-        f"negative_traits.{name}.evaluation: {told['evaluation']!r} is another trait's, too; each has one of its own"
-        for name, told in negatives.items()
-        if isinstance(told, dict) and told.get("evaluation") and shared[told["evaluation"]] > 1
+        f"negative_traits.{name}.evaluation: {file!r} is another trait's, too; each has one of its own"
+        for name, file in files.items()
+        if isinstance(file, str) and shared[file] > 1
     ]
     problems += [f"data_sets.{name}: the name of a source" for name in data_sets if name in keys("sources")]
     problems += _personas(raw)
