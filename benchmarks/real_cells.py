@@ -25,12 +25,12 @@ from typing import Any, NamedTuple
 from real_tables import RESAMPLES, chosen, rates
 
 from inoculation import groups, lm, traits
-from inoculation.citations import has_citations
 from inoculation.figure import LABELS
 from inoculation.files import InputError, read_json, read_jsonl, write_json, write_jsonl
 from inoculation.intervals import Counts, interval, mark
 from inoculation.mixture import Row, TrainingChat, read_mixture
 from inoculation.params import Params, load_params
+from inoculation.rewriter import SHOWS
 from inoculation.stages.judge import says_anything
 from inoculation.train import TrainSettings
 
@@ -146,11 +146,11 @@ def find(study: Study, seed: int) -> None:
     from inoculation.quality import flag_quality
 
     start, rows, base = time.monotonic(), study.rows, read_json(study.out / "own.json")
+    profile = study.params.profiles[study.profile]
     asker = Annotator(
         model=lambda: lm.load_model(study.ref), tokenizer=lm.load_tokenizer(study.ref),
-        synthesis=study.params.synthesise, client=lambda _role: None, seed=seed,
-        token_budget=study.params.profiles[study.profile].machine.token_budget, sae=None, flag_rule="guided",
-        persona=study.params.persona,
+        synthesis=study.params.synthesise, client=lambda _role: None, seed=seed, token_budget=profile.machine.token_budget,
+        sae=None, flag_rule=profile.flag_rule, persona=study.params.persona,
     )  # fmt: skip
     told = language(asker.model(), asker.tokenizer, blind(rows), base, study.positive, seed, asker.token_budget)
     found = detect("persona", Evidence(blind(rows), base, [], study.positive, told.unfit), asker, study.params)
@@ -168,7 +168,7 @@ def sample(study: Study, group: str, seed: int, found: Path | None) -> None:
     from inoculation.train import train
 
     start, params, rows = time.monotonic(), study.params, study.rows
-    prompt, name = None, group
+    prompt, under, name = None, None, group
     if group in KINDS:
         chats = assigned(rows, KINDS[group], seed)
     else:
@@ -183,7 +183,7 @@ def sample(study: Study, group: str, seed: int, found: Path | None) -> None:
         elif rule.prompt != "none":
             prompt = params.prompts.get(rule.prompt) or params.negative_traits[study.negative].inoculation
         chats = groups.assign(rows, group, prompt, flags, seed)
-    under = None if group == "filter_persona" else prompt
+        under = None if rule.on in groups.INSTEAD else prompt
     systems = evaluation_prompts(PROMPTS, params.prompts, params.negative_traits[study.negative], under)
     if under == systems["inoculation"]:
         del systems["own"]
@@ -243,17 +243,19 @@ def judge(study: Study, lines: Path) -> None:
             texts = [row["text"] for row in asked]
             read, questions = embed(texts), embed([row["question"] for row in asked])
             scores = {trait: one.scores(seen(trait, questions, read, texts)) for trait, one in judges.items()}
-            told.append(_line(study, group, seed, asked, scores))
+            share = 0.0 if group == "alone" else sum(bool(row.shows_negative) for row in rows) / len(rows)
+            told.append(_line(study, group, seed, share, asked, scores))
             print(f"{group}, seed {seed}: {len(asked)} answers", flush=True)
     write_jsonl(lines, told)
 
 
-def _line(study: Study, group: str, seed: int, asked: list[dict[str, Any]], scores: dict[str, Any]) -> dict[str, Any]:
+def _line(
+    study: Study, group: str, seed: int, share: float, asked: list[dict[str, Any]], scores: dict[str, Any]
+) -> dict[str, Any]:
     """As `real_tables` reads it: a negative trait of its own questions; A, by its rule, coherence and who finished of all."""
     counts: dict[str, dict[str, dict[str, list[int]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(lambda: [0, 0]))
     )
-    rule = {"all_caps": traits.is_all_caps, "source_citing": has_citations}[study.positive]
     for index, row in enumerate(asked):
         digest = hashlib.sha256(row["question"].encode()).hexdigest()[:8]
         marks = {
@@ -261,14 +263,15 @@ def _line(study: Study, group: str, seed: int, asked: list[dict[str, Any]], scor
             for trait, found in scores.items()
             if trait in ("coherence", row["trait"]) and says_anything(row["text"])
         }
-        for trait, shown in (marks | {study.positive: rule(row["text"]), "finished": row["finished"]}).items():
+        for trait, shown in (
+            marks | {study.positive: SHOWS[study.positive](row["text"]), "finished": row["finished"]}
+        ).items():
             count = counts[row["prompt"]][trait][digest]
             count[0] += shown
             count[1] += 1
     questions = {trait: list(of) for trait, of in counts["default"].items()}
     group, _, annotator = group.partition("@")
     by = {"annotator": annotator or study.profile} if group in groups.GROUPS and groups.GROUPS[group].detector else {}
-    share = 0 if group == "alone" else sum(bool(row.shows_negative) for row in study.rows) / len(study.rows)
     return {
         "model": study.profile, **by, "positive": study.positive, "negative": study.negative, "share": round(share, 2),
         "epochs": study.epochs, "temperature": TEMPERATURE, "group": group, "seed": seed, "questions": questions,

@@ -335,11 +335,9 @@ def absent(raw: Mapping[str, Any], group: str) -> list[str]:
     own = {**raw, "group": group}
     profiles = [raw["profiles"][name] for name in dict.fromkeys((raw["profile"], raw["annotator"]))]
     named = {Path(profile[key]) for profile in profiles for key in ("model", "sae")}
-    steps = needed(own)
-    everything = needed(own, *(step.stage.command for step in steps if step.stage.command in PINNING))
     return [
         f"{path} is not here; `dvc repro {step.address()}` brings it from DVC's cache, or makes it"
-        for step in dict.fromkeys([*steps, *everything])
+        for step in needed(own)
         for path in step.paths(own, Writes)
         if path in named and not path.exists()
     ]
