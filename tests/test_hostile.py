@@ -361,7 +361,7 @@ def test_a_damaged_export_says_so(made, name, content, message):
         export.again(made)
 
 
-@pytest.mark.parametrize("source", ["/dev/zero", "/", "/proc", "x\0"])
+@pytest.mark.parametrize("source", ["/dev/zero", "/", "/proc", "x\0", "[" * 5000])
 def test_an_export_from_somebody_else_names_no_device(made, source):
     summary = json.loads((made / "summary.json").read_text())
     written(made / "summary.json", json.dumps(summary | {"source": source}))

@@ -221,7 +221,10 @@ def again(folder: Path) -> dict[str, Any]:
     flags = read_jsonl(folder / "flags.jsonl", Flag.model_validate)
     source = Path(summary.source)
     # A folder may come from somebody else, and names a file here: a device is read without end, / nearly so.
-    known = source.is_file() or any((source / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+    try:
+        known = source.is_file() or any((source / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+    except OSError:  # a name that is too long for the file system
+        known = False
     if not known or digest(source) != summary.data:
         raise InputError(f"{source}: gone, or changed since it was looked at; run `inoculation inoculate` again")
     rows = read_sft(source)
