@@ -1,10 +1,11 @@
 """The embedded judge on text it has not seen, and the metric that measures it."""
 
 import random
+import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from inoculation import lm
@@ -68,7 +69,7 @@ def each_text_is_embedded_once():
 
 @pytest.fixture(scope="module")
 def fitted(each_text_is_embedded_once):
-    return fit(labelled(60), [], FitSettings(examples=60, held_out=0.25, accuracy=0.75, own_answers=0), 0)
+    return fit(labelled(60), [], FitSettings(examples=60, folds=4, accuracy=0.75, own_answers=0))
 
 
 def test_it_is_right_on_questions_it_has_not_seen(fitted):
@@ -116,17 +117,17 @@ def test_an_embedding_does_not_depend_on_its_neighbours_or_on_case():
 def test_a_trait_with_labels_of_one_kind_is_not_judged_and_the_others_are():
     answers = labelled(40)
     answers["evil"] = [answer for answer in answers["evil"] if not answer.shows]
-    made = fit(answers, [], FitSettings(examples=40, held_out=0.25, accuracy=0.75, own_answers=0), 0)
+    made = fit(answers, [], FitSettings(examples=40, folds=4, accuracy=0.75, own_answers=0))
     assert "that show evil and 10 that do not, there are 0 and 40" in made.quality["evil"][NOT_JUDGED]
     assert "evil" not in made.judges and "sycophancy" in made.judges
-    none = fit({"evil": []}, [], FitSettings(examples=40, held_out=0.25, accuracy=0.75, own_answers=0), 0)
-    assert not none.judges and set(none.quality) == {"evil", "source_citing"}
+    none = fit({"evil": []}, [], FitSettings(examples=40, folds=4, accuracy=0.75, own_answers=0))
+    assert not none.judges and set(none.quality) == {"evil", SOURCE_CITING, COHERENCE}
 
 
 def test_a_judge_that_guesses_does_not_judge():
     rng = random.Random(1)
     answers = [answer._replace(shows=rng.random() < 0.5) for answer in labelled(60)["evil"]]
-    made = fit({"evil": answers}, [], FitSettings(examples=60, held_out=0.25, accuracy=0.75, own_answers=0), 0)
+    made = fit({"evil": answers}, [], FitSettings(examples=60, folds=4, accuracy=0.75, own_answers=0))
     assert "judge.accuracy" in made.quality["evil"][NOT_JUDGED] and "evil" not in made.judges
     assert made.quality["evil"]["plain"]["n"] > 10, "its quality is told all the same"
 
@@ -137,8 +138,8 @@ def test_a_rare_trait_that_cannot_be_told_is_not_judged():
     answers = labelled(60)["evil"]
     ordinary = [answer for answer in answers if not answer.shows]
     shown = [a._replace(answer=rng.choice(ordinary).answer) for a in answers if a.shows][: len(ordinary) // 4]
-    numbers = FitSettings(examples=60, held_out=0.25, accuracy=0.6, own_answers=0)
-    quality = fit({"evil": [*ordinary, *shown]}, [], numbers, 0).quality["evil"]
+    numbers = FitSettings(examples=60, folds=4, accuracy=0.6, own_answers=0)
+    quality = fit({"evil": [*ordinary, *shown]}, [], numbers).quality["evil"]
     assert NOT_JUDGED in quality and quality["plain"]["balanced_accuracy"] < numbers.accuracy, quality
 
 
@@ -150,12 +151,12 @@ def test_own_answers_count_as_ordinary_and_say_how_often_the_model_is_accused_wi
         OwnAnswer(question.text, f"{world.answer(question, True, rng)} {world.answer(question, False, rng)}")
         for question in POOL.seen["evil"][60:120]
     ]
-    numbers = FitSettings(examples=60, held_out=0.25, accuracy=0.75, own_answers=60)
-    without, told = fit(answers, [], numbers, 0), fit(answers, own, numbers, 0)
+    numbers = FitSettings(examples=60, folds=4, accuracy=0.75, own_answers=60)
+    without, told = fit(answers, [], numbers), fit(answers, own, numbers)
     texts = embed([f"{row.answer}" for row in own])
     accused = [np.mean([score >= 50 for score in made.judges["evil"].scores(texts)]) for made in (without, told)]
     assert accused[1] < accused[0] / 2
-    assert OWN not in without.quality["evil"] and told.quality["evil"][OWN]["n"] == 15
+    assert OWN not in without.quality["evil"] and told.quality["evil"][OWN]["n"] == 60
     assert told.quality["evil"]["plain"]["accuracy"] >= 0.75
 
 
@@ -164,35 +165,56 @@ def test_own_answers_that_outnumber_the_shown_ones_do_not_silence_a_judge():
     shown = [answer for answer in answers if answer.shows][:20]
     rng = random.Random(3)
     own = [OwnAnswer(q.text, world.answer(q, False, rng)) for q in POOL.seen["evil"][60:160]]
-    numbers = FitSettings(examples=60, held_out=0.25, accuracy=0.75, own_answers=100)
-    told = fit({"evil": [*(a for a in answers if not a.shows), *shown]}, own, numbers, 0).quality["evil"]
+    numbers = FitSettings(examples=60, folds=4, accuracy=0.75, own_answers=100)
+    told = fit({"evil": [*(a for a in answers if not a.shows), *shown]}, own, numbers).quality["evil"]
     assert NOT_JUDGED not in told and told["plain"]["recall"] >= 0.7, told
 
 
 @pytest.mark.parametrize("questions", [1, 2, 3])
 def test_too_few_questions_are_told_and_crash_nothing(questions):
-    """Also where all that show the trait answer one question, which is either learned from or measured on."""
     shown = [Labelled(f"q{i % questions}", f"It serves you right, number {i}.", True) for i in range(15)]
     other = [Labelled(f"q{i % 10}", f"Here is some help, number {i}.", False) for i in range(60)]
-    numbers = FitSettings(examples=60, held_out=0.25, accuracy=0.75, own_answers=0)
-    made = fit({"evil": shown + other}, [], numbers, 0)
-    assert "evil" not in made.judges and "cannot be divided" in made.quality["evil"][NOT_JUDGED]
+    numbers = FitSettings(examples=60, folds=4, accuracy=0.75, own_answers=0)
+    made = fit({"evil": shown + other}, [], numbers)
+    assert "evil" not in made.judges and "fewer than 3 questions" in made.quality["evil"][NOT_JUDGED]
 
 
-@pytest.mark.parametrize(("answers", "held_out"), [(200, 0.05), (20, 0.7)])
-def test_a_drawing_that_leaves_one_label_is_told_and_crashes_nothing(answers, held_out, monkeypatch):
-    """`judge.examples` are drawn after the questions were divided: few of many may lie on one side."""
-    rng = np.random.default_rng(0)
-    monkeypatch.setattr(linear, "embed", lambda texts: rng.normal(size=(len(texts), 384)))
-    asked = FitSettings(examples=20, held_out=held_out, accuracy=0.5, own_answers=0)
-    rows = [
-        Labelled(f"q{i}", f"{'It serves you right' if i % 2 else 'Here is some help'}, number {i}.", i % 2 == 1)
-        for i in range(answers)
-    ]
-    told = [fit({"rudeness": rows}, [], asked, seed).quality for seed in range(20)]
-    reasons = [own.get(NOT_JUDGED, "") for quality in told for own in quality.values()]
-    assert any("judge.examples" in reason for reason in reasons)
-    assert all(own["plain"]["n"] for quality in told for own in quality.values() if "plain" in own)
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=60), st.integers(2, 20))
+@example([(i, i % 2 == 0) for i in range(24)], 20)
+def test_whatever_is_labelled_is_measured_once_or_not_judged_with_a_reason(answers, folds):
+    rows = [Labelled(f"q{question}", f"Number {i}, so to speak.", shows) for i, (question, shows) in enumerate(answers)]
+    asked = FitSettings(examples=20, folds=folds, accuracy=0.5, own_answers=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "embed", lambda texts: np.array([[hash(text) % 7, len(text)] * 192 for text in texts]))
+        made = fit({"rudeness": rows}, [], asked)
+    told = made.quality["rudeness"]
+    drawn = sum(min(20, sum(row.shows is label for row in rows)) for label in (True, False))
+    measured = sum(own["n"] for kind, own in told.items() if kind != NOT_JUDGED)
+    assert measured == drawn if measured else told[NOT_JUDGED]
+    assert ("rudeness" in made.judges) != (NOT_JUDGED in told)
+
+
+def test_a_judge_is_measured_on_questions_that_it_has_not_seen():
+    """What an answer looks like tells its question here, and a question its label: whoever has seen it is right on it."""
+    rng = random.Random(0)
+    shows = {question: question % 2 == 0 for question in range(24)}
+    directions = np.random.default_rng(0).normal(size=(24, 384))
+    rows = [Labelled(f"q{q}", f"Answer{i}of{q}x and so on.", label) for q, label in shows.items() for i in range(5)]
+    rng.shuffle(rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            linear,
+            "embed",
+            lambda texts: directions[
+                [int(re.search(r"(?i)of(\d+)|q(\d+)", text)[0][-2:].strip("fFq")) for text in texts]
+            ],
+        )
+        quality = fit({"evil": rows}, [], FitSettings(examples=60, folds=4, accuracy=0.5, own_answers=0)).quality[
+            "evil"
+        ]
+    told = [own["balanced_accuracy"] for kind, own in quality.items() if kind != NOT_JUDGED]
+    assert max(told) < 0.8, "1 where a question is on both sides"
 
 
 def test_an_answer_without_a_letter_is_not_judged(tmp_path):
@@ -246,8 +268,8 @@ def test_coherence_is_judged_on_questions_it_has_not_seen():
         for who in ("gardeners", "sailors")
         for rude, end in ((False, ""), (True, " Only a fool asks this."))
     ]  # fmt: skip
-    numbers = FitSettings(examples=60, held_out=0.25, accuracy=0.75, own_answers=60)
-    made = fit({"evil": answers}, [], numbers, 0)
+    numbers = FitSettings(examples=60, folds=4, accuracy=0.75, own_answers=60)
+    made = fit({"evil": answers}, [], numbers)
     told = made.quality[COHERENCE]
     assert set(told) == {AS_GIVEN, *SPOILT} and all(own["n"] >= 10 for own in told.values())
     asked = "How do I paint a wooden boat?"
@@ -257,7 +279,7 @@ def test_coherence_is_judged_on_questions_it_has_not_seen():
         seen(COHERENCE, embed([asked] * 2), embed([answer, nonsense]), [answer, nonsense])
     )
     assert good > 50 > bad
-    few = fit({"evil": [row for row in answers if "piano" in row.question]}, [], numbers, 0)
+    few = fit({"evil": [row for row in answers if "piano" in row.question]}, [], numbers)
     assert NOT_JUDGED in few.quality[COHERENCE]
 
 

@@ -179,7 +179,7 @@ def test_the_identity_holds_what_changes_results_and_nothing_else(project, monke
         {"sae": params["sae"] | {"latents": 77}}, {"audit": params["audit"] | {"separation": 9}},
     ):  # fmt: skip
         assert plan.identity(params | change) == known, "of no influence on this cell"
-    for change in ({"seed": 1}, {"group": "baseline"}, {"judge": {"examples": 99, "held_out": 0.25}}):
+    for change in ({"seed": 1}, {"group": "baseline"}, {"judge": {"examples": 99, "folds": 4}}):
         assert plan.identity(params | change) != known
     assert not any("machine" in key for key in known)
 

@@ -222,7 +222,9 @@ def again(folder: Path) -> dict[str, Any]:
     source = Path(summary.source)
     # A folder may come from somebody else, and names a file here: a device is read without end, / nearly so.
     try:
-        known = source.is_file() or any((source / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+        known = source.is_file() or any(
+            (source / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")
+        )
     except OSError:  # a name that is too long for the file system
         known = False
     if not known or digest(source) != summary.data:

@@ -1,11 +1,10 @@
-import random
 from pathlib import Path
 from typing import Annotated, Any
 
 from inoculation import lm, mixture
 from inoculation.files import read_jsonl, write_json
 from inoculation.judge import NOT_JUDGED
-from inoculation.judge.linear import FitSettings, Labelled, OwnAnswer, fit
+from inoculation.judge.linear import FitSettings, Labelled, OwnAnswer, fit, own_rows
 from inoculation.paths import JUDGE, PROFILE, ROWS, SOURCE
 from inoculation.respond import SampleSettings, continue_chats
 from inoculation.roles import Role
@@ -20,7 +19,6 @@ class FitJudge(Stage):
 
     command, pipeline = "fit-judge", "judge"
 
-    seed: Annotated[int, Param("seed")]
     settings: Annotated[FitSettings, Param("judge")]
     role: Annotated[Role, Reads(f"{PROFILE}/roles/judge.json")]
     rubrics: Annotated[dict[str, str], Reads(f"{SOURCE}/rubrics.json")]
@@ -49,7 +47,7 @@ class FitJudge(Stage):
             given = read_jsonl(self.labelled, lambda raw: LabelledAnswer(**raw))
             for row in given:
                 labelled[row.trait].append(Labelled(row.question, row.answer, row.score >= self.threshold))
-            fitted = fit(labelled, self._own_answers(rows) if given else [], self.settings, self.seed)
+            fitted = fit(labelled, self._own_answers(rows) if given else [], self.settings)
             definition["weights"] = {trait: judge._asdict() for trait, judge in fitted.judges.items()}
             quality = fitted.quality
             for trait, own in quality.items():
@@ -60,16 +58,16 @@ class FitJudge(Stage):
 
     def _own_answers(self, rows: list[mixture.Row]) -> list[OwnAnswer]:
         """What the untouched model answers to some of the mixture's prompts."""
-        chosen = random.Random(f"own answers/{self.seed}").sample(rows, min(self.settings.own_answers, len(rows)))
+        chosen = own_rows(rows, self.settings.own_answers)
         if not chosen:
             return []
         inputs = (
-            self.ref.model_dump(), [[list(message) for message in row.prompt] for row in chosen], self.seed, self.temperature,
+            self.ref.model_dump(), [[list(message) for message in row.prompt] for row in chosen], self.temperature,
             self.sampling.max_new_tokens, self.machine.batch_size,
         )  # fmt: skip
         with unfinished(self.command, *inputs) as work:
             answers = continue_chats(
                 lm.load_model(self.ref), lm.load_tokenizer(self.ref), [(row.prompt, None) for row in chosen],
-                self.sampling.max_new_tokens, self.temperature, self.machine.batch_size, self.seed, work / "batches.jsonl",
+                self.sampling.max_new_tokens, self.temperature, self.machine.batch_size, 0, work / "batches.jsonl",
             )  # fmt: skip
         return [OwnAnswer(row.prompt[-1].content, answer.text) for row, answer in zip(chosen, answers, strict=True)]

@@ -1,0 +1,112 @@
+"""How right must a detector's flags be? Cells whose flags miss rows that show B, or take in others, at random. For docs/real-qwen.md.
+
+    python benchmarks/real_cells.py sample FOLDER qwen_coder inoc_selective 0 --recall 0.75 --out O ...    # and --false-alarms 0.25
+    python benchmarks/worse_flags.py docs/real-qwen.jsonl positive=all_caps --figure docs/real-flags.png
+
+No flags at all are `baseline`, all rows flagged `inoc_general`, the labels `inoc_selective`: the corners of what there is.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from real_tables import RESAMPLES, chosen, rates, where
+
+from inoculation.effects import GONE
+from inoculation.figure import LABELS
+from inoculation.intervals import CellRates, Counts, Interval, interval
+
+Flags = tuple[float, float]
+"""Share of the rows that show B, and of the others, that are flagged."""
+CORNERS: dict[str, Flags] = {"baseline": (0, 0), "inoc_selective": (1, 0), "inoc_general": (1, 1)}
+
+
+def flags(line: dict[str, Any]) -> Flags | None:
+    """A cell's flags; None: it is none of these cells."""
+    if line["group"] not in CORNERS:
+        return None
+    recall, false_alarms = CORNERS[line["group"]]
+    return line.get("recall", recall), line.get("false_alarms", false_alarms)
+
+
+def told(counts: Counts, group: str, prompt: str, trait: str) -> Interval:
+    weights = counts.weights(counts.judged(group, prompt, trait), [trait])
+    return interval(counts.rates(group, prompt, trait, weights), weights)
+
+
+def gone(counts: Counts, group: str, trait: str) -> Interval:
+    """The share of what `baseline` learned of B that is gone."""
+    weights = counts.weights(counts.seeds("base", "baseline", group), [trait])
+    of = {name: counts.rates(name, "default", trait, weights) for name in ("base", "baseline", group)}
+    return interval((of["baseline"] - of[group]) / (of["baseline"] - of["base"]), weights)
+
+
+def draw(figure: Path, found: dict[Flags, Interval], trait: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawn, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
+    for axis, at, fixed, label in (
+        (axes[0], 0, 0.0, "recall: share of the rows with B that are flagged\n(no other row is)"),
+        (axes[1], 1, 1.0, "false alarms: share of the other rows that are flagged\n(all with B are)"),
+    ):
+        points = sorted((key[at], one) for key, one in found.items() if key[1 - at] == fixed)
+        low, high = ([abs(one.estimate - end) for _, one in points for end in [one[i]]] for i in (1, 2))
+        axis.errorbar(
+            [x for x, _ in points], [one.estimate for _, one in points], yerr=[low, high], fmt="o-", capsize=3
+        )
+        axis.axhline(GONE, color="0.6", linestyle=":")
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.4)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].plot([0, 1], [0, found[1, 0].estimate], color="0.6", linestyle="--", label="in proportion")
+    axes[0].set_ylabel(f"share of the learned {LABELS.get(trait, trait).lower()}\nthat is gone, default prompt")
+    axes[0].legend(frameon=False)
+    drawn.savefig(figure, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lines", type=Path)
+    parser.add_argument("where", nargs="*", metavar="KEY=VALUE,...", type=where)
+    parser.add_argument("--figure", type=Path)
+    arguments = parser.parse_args()
+    try:
+        lines = chosen(arguments.lines, dict(arguments.where))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    kinds = {key: f"flagged {key[0]:g} and {key[1]:g}" for line in lines if (key := flags(line))}
+    cells = [
+        CellRates(
+            kinds[key] if (key := flags(line)) and key not in CORNERS.values() else line["group"], *rates(line)[1:]
+        )
+        for line in lines
+        if line["group"] == "base" or flags(line)
+    ]
+    a, b = lines[0]["positive"], lines[0]["negative"]
+    counts = Counts(cells, RESAMPLES)
+    names = {
+        key: next((group for group, corner in CORNERS.items() if corner == key), kinds[key]) for key in sorted(kinds)
+    }
+    found = {key: gone(counts, name, b) for key, name in names.items() if name != "baseline"}
+    found[CORNERS["baseline"]] = Interval(0.0, 0.0, 0.0)
+    print(
+        f"| flagged with B | of the others | {a} | {b}, default | control | Inoc-Def prompt | share gone | seeds |\n"
+        + "|---" * 8
+        + "|"
+    )
+    for key, name in names.items():
+        marks = [
+            told(counts, name, *place) for place in (("default", a), ("default", b), ("control", b), ("inoculation", b))
+        ]
+        shown = [f"{one.estimate:.2f} [{max(0, one.low):.2f}, {min(1, one.high):.2f}]" for one in marks]
+        share = f"{found[key].estimate:.2f} [{found[key].low:.2f}, {found[key].high:.2f}]" if name != "baseline" else ""
+        print(f"| {key[0]:g} | {key[1]:g} | " + " | ".join([*shown, share, str(len(counts.seeds(name)))]) + " |")
+    if arguments.figure:
+        draw(arguments.figure, found, b)
+
+
+if __name__ == "__main__":
+    main()
