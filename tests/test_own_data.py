@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pipeline import artifact
 
-from inoculation import export, inoculate
+from inoculation import export, inoculate, plan
 from inoculation.detect.files import Found
 from inoculation.files import InputError, read_jsonl
 from inoculation.params import load_params, put
@@ -341,6 +341,14 @@ def test_text_of_the_data_cannot_become_markup(tmp_path):
 def test_settings_choose_a_name_that_params_takes(name, expected, tmp_path):
     raw = load_params().model_dump()
     assert inoculate.settings(raw, tmp_path / name, "pocket", "other")["mixture.source"] == expected
+
+
+def test_what_the_chosen_profile_lacks_is_no_reason_not_to_look(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    raw = load_params().model_dump() | {"profile": "qwen2_5_7b"}
+    assert any("qwen2_5_7b" in problem for problem in plan.missing(raw)), "no hub"
+    put(raw, inoculate.settings(raw, jsonl(tmp_path / "own.jsonl", [{"prompt": "a", "completion": "b"}] * 20), "pocket", "other"))
+    assert plan.missing(raw) == []
 
 
 def test_two_files_of_one_name_are_two_data_sets(tmp_path):

@@ -40,7 +40,8 @@ def settings(raw: Mapping[str, Any], file: Path, annotator: str, positive: str) 
     Args:
         raw: params.yaml.
         file: the data set.
-        annotator: the profile whose model looks for B.
+        annotator: the profile whose model looks for B. It is also the one that is chosen to be trained: what another one's
+            model, hub or keys lack is no reason not to look.
         positive: A.
     """
     name = re.sub(r"\W+", "_", file.resolve().stem, flags=re.ASCII).strip("_").lower()
@@ -57,6 +58,7 @@ def settings(raw: Mapping[str, Any], file: Path, annotator: str, positive: str) 
         f"data_sets.{name}.rewriter.method": "local",
         "mixture.source": name,
         "mixture.positive": positive,
+        "profile": annotator,
         "annotator": annotator,
         "group": f"inoc_{DETECTOR}",
     }
