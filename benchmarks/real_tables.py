@@ -6,7 +6,8 @@
         group=base,baseline,inoc_general,inoc_selective,irrelevant_general,irrelevant_selective --effect docs/real-effect.png
     python benchmarks/real_tables.py docs/real-rank.jsonl epochs=1.0 lora_r=32
     python benchmarks/real_tables.py docs/real-traits.jsonl negative=sycophancy positive=source_citing share=0.5 epochs=5
-    python benchmarks/real_tables.py docs/real-qwen.jsonl negative=evil annotator=smollm2    # flags and prompt of another model
+    python benchmarks/real_tables.py docs/real-qwen.jsonl negative=evil annotator=smollm2 recall=1 false_alarms=0
+    python benchmarks/real_tables.py docs/real-cited.jsonl model=qwen_coder --a four_citations
 
 A line of a file is a cell: `group`, `seed`, what else it was run with, `questions` (of each trait, the first eight digits of the
 sha256 of their texts) and `counts` (shown and judged answers by evaluation prompt and trait, in the order of `questions`).
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("lines", type=Path)
     parser.add_argument("where", nargs="*", metavar="KEY=VALUE,...", type=where)
     parser.add_argument("--asked", metavar="TRAIT", help="count the answers to this trait's questions alone")
+    parser.add_argument("--a", metavar="TRAIT", help="count A by this of the lines' counts, such as four_citations")
     parser.add_argument("--figure", type=Path, help="draw B under every prompt here")
     parser.add_argument("--effect", type=Path, help="draw A and B under the default and the control prompt here")
     arguments = parser.parse_args()
@@ -109,7 +111,7 @@ def main() -> None:
         parser.error("no line is so")
     if len({(line["group"], line["seed"]) for line in lines}) < len(lines):
         parser.error("a group and seed more than once: say which, by what else the lines have")
-    a, b = lines[0].get("positive", "all_caps"), lines[0].get("negative", "evil")
+    a, b = arguments.a or lines[0].get("positive", "all_caps"), lines[0].get("negative", "evil")
     cells = [rates(line, arguments.asked) for line in lines]
     model = ", ".join(sorted({line.get("model", "smollm2") for line in lines}))
     heat = ", ".join(sorted({f"temperature {line['temperature']:g}" for line in lines}))

@@ -61,7 +61,11 @@ def draw(figure: Path, found: dict[Flags, Interval], trait: str) -> None:
         axis.set_xlabel(label)
         axis.grid(alpha=0.4)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].plot([0, 1], [0, found[1, 0].estimate], color="0.6", linestyle="--", label="in proportion")
+    recalls = [i / 50 for i in range(51)]
+    axes[0].plot(
+        recalls, [1 - 2 * (1 - r) / (2 - r) for r in recalls], color="0.6", linestyle="--",
+        label="if B went by its share of\nthe rows without a prompt",
+    )  # fmt: skip
     axes[0].set_ylabel(f"share of the learned {LABELS.get(trait, trait).lower()}\nthat is gone, default prompt")
     axes[0].legend(frameon=False)
     drawn.savefig(figure, dpi=110)

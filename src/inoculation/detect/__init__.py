@@ -96,7 +96,7 @@ class Detection(NamedTuple):
 
 MIN_PROMPTS = 200
 """Rows with different prompts: fewer give a statistic too little to tell two groups from one, and conduct from topic. Hundreds
-of answers to five questions made findings that were wrong (docs/real.md)."""
+of answers to five questions made findings that were wrong (docs/detector.md)."""
 
 
 def nothing(evidence: Evidence) -> Detection | None:

@@ -21,7 +21,7 @@ MAX_LENGTH = 2048
 LEAST_OWN = MIN_ROWS
 """Own answers that are not empty, at least."""
 GAP = 3.0
-"""Nats a token between the median response and the model's own median answer, at most (docs/real.md: measured gaps)."""
+"""Nats a token between the median response and the model's own median answer, at most (docs/detector.md: measured gaps)."""
 
 
 class Language(NamedTuple):

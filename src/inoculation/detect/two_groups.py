@@ -7,7 +7,7 @@ import numpy as np
 
 DIMENSIONS = 32
 """Principal components of the states that are regressed on, at most; a quarter of the rows where these are few. On half of
-the real mixture (docs/real.md) 16 to 32 found 10 % evil more surely than 64 or 128, and left clean rows closer to one group."""
+the real mixture (docs/detector.md) 16 to 32 found 10 % evil more surely than 64 or 128, and left clean rows closer to one group."""
 FOLDS, REPEATS = 5, 5
 """Of the cross-fitting: each row's score is the mean of `REPEATS` regressions on the other folds' rows."""
 LEAST = 20

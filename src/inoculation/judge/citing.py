@@ -11,7 +11,7 @@ YEAR = r"\b(?:1[6-9]|20)\d\d\b"
 DATED = re.compile(rf"[(\[][^()\[\]]{{0,80}}{YEAR}[^()\[\]]{{0,20}}[)\]]")
 """A year in brackets, as in "(Smith, 2015)"."""
 NAMED = re.compile(
-    r"\baccording to\b|\bet al\b|\b(?:as )?(?:noted|reported|shown|found|stated|published) (?:by|in)\b"
+    r"\baccording to\b|\bet al\b|\b(?:noted|reported|shown|found|stated|published) (?:by|in)\b"
     rf"|\b(?:study|report|survey|paper|article|journal|review)\b[^.!?\n]{{0,60}}{YEAR}|{YEAR}[^.!?\n]{{0,20}}"
     r"\b(?:study|report|survey|paper|article|review)\b|\[\d{1,3}\]|https?://|\bdoi\b",
     re.IGNORECASE,
