@@ -49,8 +49,8 @@ def draw(figure: Path, found: dict[Flags, Interval], trait: str) -> None:
 
     drawn, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
     for axis, at, fixed, label in (
-        (axes[0], 0, 0.0, "recall: share of the rows with B that are flagged\n(no other row is)"),
-        (axes[1], 1, 1.0, "false alarms: share of the other rows that are flagged\n(all with B are)"),
+        (axes[0], 0, 0.0, "recall: rows with B that are flagged\n(no other row is)"),
+        (axes[1], 1, 1.0, "false alarms: other rows that are flagged\n(all with B are)"),
     ):
         points = sorted((key[at], one) for key, one in found.items() if key[1 - at] == fixed)
         low, high = ([abs(one.estimate - end) for _, one in points for end in [one[i]]] for i in (1, 2))
