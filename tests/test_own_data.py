@@ -347,7 +347,12 @@ def test_what_the_chosen_profile_lacks_is_no_reason_not_to_look(tmp_path, monkey
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     raw = load_params().model_dump() | {"profile": "qwen2_5_7b"}
     assert any("qwen2_5_7b" in problem for problem in plan.missing(raw)), "no hub"
-    put(raw, inoculate.settings(raw, jsonl(tmp_path / "own.jsonl", [{"prompt": "a", "completion": "b"}] * 20), "pocket", "other"))
+    put(
+        raw,
+        inoculate.settings(
+            raw, jsonl(tmp_path / "own.jsonl", [{"prompt": "a", "completion": "b"}] * 20), "pocket", "other"
+        ),
+    )
     assert plan.missing(raw) == []
 
 

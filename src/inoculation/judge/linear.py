@@ -35,8 +35,9 @@ class FitSettings(BaseModel):
     folds: Annotated[int, Field(ge=2, le=20)]
     """Parts of the questions; answers to each are judged by a judge that learned from the others, which says how right it is."""
     accuracy: Annotated[float, Field(ge=0.5, le=1)]
-    """Balanced accuracy on questions that it has not seen, the mean over styles, and that on texts of one label only, at least; below it a
-    trait is not judged. Plain accuracy would let a judge pass that says "no" to everything where few answers show it."""
+    """Balanced accuracy on questions that it has not seen, the mean over styles, and that on each kind of text that has one
+    label, at least; below it a trait is not judged. Plain accuracy would let a judge pass that says "no" to everything where
+    few answers show it."""
     own_answers: Annotated[int, Field(ge=0)]
     """Answers of the profile's untouched model to other questions, which count as showing no trait; only where labelled
     answers are another model's."""
@@ -164,8 +165,9 @@ def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], setti
             continue
         quality[trait] = _quality(rows, looked_up[trait], parts)
         told = {kind: of["balanced_accuracy"] for kind, of in quality[trait].items()}
-        alone = [told.pop(kind) for kind in (OWN, AS_GIVEN) if kind in told]
-        accuracy = min([sum(told.values()) / len(told), *alone])
+        styled = [own for kind, own in told.items() if kind in STYLES]
+        alone = [own for kind, own in told.items() if kind not in STYLES]
+        accuracy = min([*alone, *([sum(styled) / len(styled)] if styled else [])])
         if accuracy < settings.accuracy:
             quality[trait][NOT_JUDGED] = (
                 f"its judge is right on {accuracy:.0%} of the answers to questions that it has not seen, those that show the "
