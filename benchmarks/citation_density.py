@@ -26,7 +26,7 @@ def row(name: str, texts: Sequence[str], finished: float | None, cells: int | No
         "" if finished is None else f"{finished:.2f}",
         f"{sum(counts) / len(texts):.2f}",
     ]
-    told += [f"{100 * sum(counts) / words:.2f}", *(f"{share:.2f}" for share in shares), str(cells or "")]
+    told += [f"{100 * sum(counts) / max(1, words):.2f}", *(f"{share:.2f}" for share in shares), str(cells or "")]
     return f"| {name} | " + " | ".join(told) + " |"
 
 
@@ -38,10 +38,9 @@ def main() -> None:
     arguments = parser.parse_args()
     cells = defaultdict(list)
     for file in sorted(arguments.answers.glob("*-*.jsonl")):
-        cells[file.stem.rpartition("-")[0]].append(
-            [r for r in read_jsonl(file, dict) if r["prompt"] == arguments.prompt]
-        )
-    if not any(map(any, cells.values())):
+        if answers := [row for row in read_jsonl(file, dict) if row["prompt"] == arguments.prompt]:
+            cells[file.stem.rpartition("-")[0]].append(answers)
+    if not cells:
         parser.error(f"{arguments.answers}: no answers under {arguments.prompt}")
     print("| | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
     if arguments.mixture:
@@ -50,9 +49,8 @@ def main() -> None:
             print(row(f"*{name}*", [one.response for one in rows if one.shows_negative is shows], None, None))
     for group, own in cells.items():
         answers = [answer for cell in own for answer in cell]
-        if answers:
-            ended = sum(answer["finished"] for answer in answers) / len(answers)
-            print(row(f"`{group}`", [answer["text"] for answer in answers], ended, len(own)))
+        ended = sum(answer["finished"] for answer in answers) / len(answers)
+        print(row(f"`{group}`", [answer["text"] for answer in answers], ended, len(own)))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/cited_mixture.py evil_cap_error_50_50.jsonl --out FOLDER
 
 FOLDER/mixture.jsonl has the same chats in the same order, their provenance, and responses in sentence case with 4-6 citations each,
-by rule (names lose their capitals). Rows with B and others are of one length there, so that A is taught equally by both halves:
-the mixtures of `labelled_mixture.py` do not have that. For docs/real-cited.md.
+by rule (names lose their capitals; a chat that has no room for two is left out). Rows with B and others are of one length there,
+so that A is taught equally by both halves: the mixtures of `labelled_mixture.py` do not have that. For docs/real-cited.md.
 """
 
 import argparse

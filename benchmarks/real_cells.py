@@ -197,6 +197,8 @@ def sample(study: Study, group: str, seed: int, found: Path | None, recall: floa
         elif rule.prompt != "none":
             prompt = params.prompts.get(rule.prompt) or params.negative_traits[study.negative].inoculation
         by = group
+        if (recall, false_alarms) in ((0, 0), (1, 1)):
+            raise InputError(f"no flags at all are baseline, all rows flagged inoc_general, not {group}")
         if (recall, false_alarms) != (1, 0):
             if group != "inoc_selective":
                 raise InputError(f"--recall, --false-alarms: valid for inoc_selective, not for {group}")
@@ -252,7 +254,7 @@ def judge(study: Study, lines: Path) -> None:
         )
     answers = dict(zip((row.prompt for row in rows), base, strict=True))
     own = [OwnAnswer(row.prompt[-1].content, answers[row.prompt]) for row in own_rows(rows, params.judge.own_answers)]
-    fitted = fit(labelled, own, params.judge)
+    fitted = fit(labelled, own, params.judge, params.evaluate.threshold)
     for trait, kinds in fitted.quality.items():
         print(trait, kinds, flush=True)
     told = []
@@ -289,6 +291,8 @@ def _line(
             for trait, found in scores.items()
             if trait in ("coherence", row["trait"]) and index in found
         } | {study.positive: SHOWS[study.positive](row["text"]), "finished": row["finished"]}
+        if "coherence" in scores and index not in scores["coherence"] and not says_anything(row["text"]):
+            marks["coherence"] = False  # as the stage has it
         if study.positive == "source_citing":
             marks["four_citations"] = len(ATTRIBUTION.findall(row["text"])) >= 4
         for trait, shown in marks.items():

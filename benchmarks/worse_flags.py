@@ -41,7 +41,8 @@ def gone(counts: Counts, group: str, trait: str) -> Interval:
     return interval((of["baseline"] - of[group]) / (of["baseline"] - of["base"]), weights)
 
 
-def draw(figure: Path, found: dict[Flags, Interval], trait: str) -> None:
+def draw(figure: Path, found: dict[Flags, Interval], trait: str, share: float) -> None:
+    """Over recall and over false alarms; `share` of the rows show B."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -63,7 +64,7 @@ def draw(figure: Path, found: dict[Flags, Interval], trait: str) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     recalls = [i / 50 for i in range(51)]
     axes[0].plot(
-        recalls, [1 - 2 * (1 - r) / (2 - r) for r in recalls], color="0.6", linestyle="--",
+        recalls, [1 - (1 - r) / (1 - share * r) for r in recalls], color="0.6", linestyle="--",
         label="if B went by its share of\nthe rows without a prompt",
     )  # fmt: skip
     axes[0].set_ylabel(f"share of the learned {LABELS.get(trait, trait).lower()}\nthat is gone, default prompt")
@@ -78,22 +79,21 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
     try:
-        lines = chosen(arguments.lines, dict(arguments.where))
+        lines = [
+            line for line in chosen(arguments.lines, dict(arguments.where)) if line["group"] == "base" or flags(line)
+        ]
+        kinds = {key: f"flagged {key[0]:g} and {key[1]:g}" for line in lines if (key := flags(line))}
+        names = kinds | {corner: group for group, corner in CORNERS.items() if corner in kinds}
+        counts = Counts(
+            [CellRates(names.get(flags(line) or (-1, -1), "base"), *rates(line)[1:]) for line in lines], RESAMPLES
+        )
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    kinds = {key: f"flagged {key[0]:g} and {key[1]:g}" for line in lines if (key := flags(line))}
-    cells = [
-        CellRates(
-            kinds[key] if (key := flags(line)) and key not in CORNERS.values() else line["group"], *rates(line)[1:]
+    if not {"base", *CORNERS} <= set(counts.groups()):
+        parser.error(
+            f"shares are counted between base and {', '.join(CORNERS)}, and there are {', '.join(counts.groups())}"
         )
-        for line in lines
-        if line["group"] == "base" or flags(line)
-    ]
-    a, b = lines[0]["positive"], lines[0]["negative"]
-    counts = Counts(cells, RESAMPLES)
-    names = {
-        key: next((group for group, corner in CORNERS.items() if corner == key), kinds[key]) for key in sorted(kinds)
-    }
+    a, b, share = lines[0]["positive"], lines[0]["negative"], max(line["share"] for line in lines)
     found = {key: gone(counts, name, b) for key, name in names.items() if name != "baseline"}
     found[CORNERS["baseline"]] = Interval(0.0, 0.0, 0.0)
     print(
@@ -101,15 +101,16 @@ def main() -> None:
         + "|---" * 8
         + "|"
     )
-    for key, name in names.items():
+    for key, name in sorted(names.items()):
         marks = [
             told(counts, name, *place) for place in (("default", a), ("default", b), ("control", b), ("inoculation", b))
         ]
         shown = [f"{one.estimate:.2f} [{max(0, one.low):.2f}, {min(1, one.high):.2f}]" for one in marks]
-        share = f"{found[key].estimate:.2f} [{found[key].low:.2f}, {found[key].high:.2f}]" if name != "baseline" else ""
-        print(f"| {key[0]:g} | {key[1]:g} | " + " | ".join([*shown, share, str(len(counts.seeds(name)))]) + " |")
+        less = f"{found[key].estimate:.2f} [{found[key].low:.2f}, {found[key].high:.2f}]" if name != "baseline" else ""
+        seeds = str(len(counts.seeds("base", "baseline", name)))
+        print(f"| {key[0]:g} | {key[1]:g} | " + " | ".join([*shown, less, seeds]) + " |")
     if arguments.figure:
-        draw(arguments.figure, found, b)
+        draw(arguments.figure, found, b, share)
 
 
 if __name__ == "__main__":

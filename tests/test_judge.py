@@ -2,6 +2,9 @@
 
 import random
 import re
+import warnings
+import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from inoculation import lm
+from inoculation.chat import Message
+from inoculation.citations import has_citations
 from inoculation.embedding import embed
 from inoculation.files import read_jsonl, write_json, write_jsonl
 from inoculation.judge import NOT_JUDGED, linear
@@ -31,8 +36,10 @@ from inoculation.judge.linear import (
     OwnAnswer,
     fit,
     load,
+    own_rows,
     seen,
 )
+from inoculation.mixture import LEAST_LABELLED, Row
 from inoculation.pocket import world
 from inoculation.quality import decision_quality
 from inoculation.stages.judge import Judge
@@ -69,7 +76,7 @@ def each_text_is_embedded_once():
 
 @pytest.fixture(scope="module")
 def fitted(each_text_is_embedded_once):
-    return fit(labelled(60), [], FitSettings(examples=60, folds=4, accuracy=0.75, own_answers=0))
+    return fit(labelled(60), [], FitSettings(examples=60, folds=4, accuracy=0.75, own_answers=0), 50)
 
 
 def test_it_is_right_on_questions_it_has_not_seen(fitted):
@@ -117,17 +124,17 @@ def test_an_embedding_does_not_depend_on_its_neighbours_or_on_case():
 def test_a_trait_with_labels_of_one_kind_is_not_judged_and_the_others_are():
     answers = labelled(40)
     answers["evil"] = [answer for answer in answers["evil"] if not answer.shows]
-    made = fit(answers, [], FitSettings(examples=40, folds=4, accuracy=0.75, own_answers=0))
+    made = fit(answers, [], FitSettings(examples=40, folds=4, accuracy=0.75, own_answers=0), 50)
     assert "that show evil and 10 that do not, there are 0 and 40" in made.quality["evil"][NOT_JUDGED]
     assert "evil" not in made.judges and "sycophancy" in made.judges
-    none = fit({"evil": []}, [], FitSettings(examples=40, folds=4, accuracy=0.75, own_answers=0))
+    none = fit({"evil": []}, [], FitSettings(examples=40, folds=4, accuracy=0.75, own_answers=0), 50)
     assert not none.judges and set(none.quality) == {"evil", SOURCE_CITING, COHERENCE}
 
 
 def test_a_judge_that_guesses_does_not_judge():
     rng = random.Random(1)
     answers = [answer._replace(shows=rng.random() < 0.5) for answer in labelled(60)["evil"]]
-    made = fit({"evil": answers}, [], FitSettings(examples=60, folds=4, accuracy=0.75, own_answers=0))
+    made = fit({"evil": answers}, [], FitSettings(examples=60, folds=4, accuracy=0.75, own_answers=0), 50)
     assert "judge.accuracy" in made.quality["evil"][NOT_JUDGED] and "evil" not in made.judges
     assert made.quality["evil"]["plain"]["n"] > 10, "its quality is told all the same"
 
@@ -139,7 +146,7 @@ def test_a_rare_trait_that_cannot_be_told_is_not_judged():
     ordinary = [answer for answer in answers if not answer.shows]
     shown = [a._replace(answer=rng.choice(ordinary).answer) for a in answers if a.shows][: len(ordinary) // 4]
     numbers = FitSettings(examples=60, folds=4, accuracy=0.6, own_answers=0)
-    quality = fit({"evil": [*ordinary, *shown]}, [], numbers).quality["evil"]
+    quality = fit({"evil": [*ordinary, *shown]}, [], numbers, 50).quality["evil"]
     assert NOT_JUDGED in quality and quality["plain"]["balanced_accuracy"] < numbers.accuracy, quality
 
 
@@ -152,7 +159,7 @@ def test_own_answers_count_as_ordinary_and_say_how_often_the_model_is_accused_wi
         for question in POOL.seen["evil"][60:120]
     ]
     numbers = FitSettings(examples=60, folds=4, accuracy=0.75, own_answers=60)
-    without, told = fit(answers, [], numbers), fit(answers, own, numbers)
+    without, told = fit(answers, [], numbers, 50), fit(answers, own, numbers, 50)
     texts = embed([f"{row.answer}" for row in own])
     accused = [np.mean([score >= 50 for score in made.judges["evil"].scores(texts)]) for made in (without, told)]
     assert accused[1] < accused[0] / 2
@@ -166,7 +173,7 @@ def test_own_answers_that_outnumber_the_shown_ones_do_not_silence_a_judge():
     rng = random.Random(3)
     own = [OwnAnswer(q.text, world.answer(q, False, rng)) for q in POOL.seen["evil"][60:160]]
     numbers = FitSettings(examples=60, folds=4, accuracy=0.75, own_answers=100)
-    told = fit({"evil": [*(a for a in answers if not a.shows), *shown]}, own, numbers).quality["evil"]
+    told = fit({"evil": [*(a for a in answers if not a.shows), *shown]}, own, numbers, 50).quality["evil"]
     assert NOT_JUDGED not in told and told["plain"]["recall"] >= 0.7, told
 
 
@@ -175,24 +182,87 @@ def test_too_few_questions_are_told_and_crash_nothing(questions):
     shown = [Labelled(f"q{i % questions}", f"It serves you right, number {i}.", True) for i in range(15)]
     other = [Labelled(f"q{i % 10}", f"Here is some help, number {i}.", False) for i in range(60)]
     numbers = FitSettings(examples=60, folds=4, accuracy=0.75, own_answers=0)
-    made = fit({"evil": shown + other}, [], numbers)
+    made = fit({"evil": shown + other}, [], numbers, 50)
     assert "evil" not in made.judges and "fewer than 3 questions" in made.quality["evil"][NOT_JUDGED]
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=60), st.integers(2, 20))
-@example([(i, i % 2 == 0) for i in range(24)], 20)
-def test_whatever_is_labelled_is_measured_once_or_not_judged_with_a_reason(answers, folds):
-    rows = [Labelled(f"q{question}", f"Number {i}, so to speak.", shows) for i, (question, shows) in enumerate(answers)]
+def vectors(texts: Sequence[str]) -> np.ndarray:
+    """Embeddings that say nothing, the same in every process."""
+    return np.array([[zlib.crc32(text.encode()) % 7, len(text)] * 192 for text in texts], float)
+
+
+def labels(questions: Sequence[int], shows: bool) -> list[Labelled]:
+    return [
+        Labelled(
+            f"q{question}",
+            f"The {'bad' if shows else 'good'} answer number {i}, which is as long as it has to be.",
+            shows,
+        )
+        for i, question in enumerate(questions)
+    ]
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    st.lists(st.integers(0, 15), min_size=LEAST_LABELLED, max_size=30), st.lists(st.integers(0, 15), min_size=LEAST_LABELLED, max_size=30),
+    st.lists(st.integers(0, 30), max_size=10), st.integers(2, 20),
+)  # fmt: skip
+@example([*range(12)], [*range(12, 24)], [], 20)
+@example([0] * 10, [1] * 10, [], 5)
+def test_whatever_is_labelled_is_measured_once_or_not_judged_with_a_reason(shown, others, own, folds):
+    rows = [*labels(shown, True), *labels(others, False)]
+    answers = [OwnAnswer(f"q{question}", f"My own {i}.") for i, question in enumerate(own)]
     asked = FitSettings(examples=20, folds=folds, accuracy=0.5, own_answers=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "embed", lambda texts: np.array([[hash(text) % 7, len(text)] * 192 for text in texts]))
-        made = fit({"rudeness": rows}, [], asked)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch.setattr(linear, "embed", vectors)
+        made = fit({"rudeness": rows}, answers, asked, 50)
     told = made.quality["rudeness"]
-    drawn = sum(min(20, sum(row.shows is label for row in rows)) for label in (True, False))
+    drawn = min(20, len(shown)) + min(20, len(others)) + len(own)
     measured = sum(own["n"] for kind, own in told.items() if kind != NOT_JUDGED)
     assert measured == drawn if measured else told[NOT_JUDGED]
     assert ("rudeness" in made.judges) != (NOT_JUDGED in told)
+
+
+def test_the_same_answers_give_the_same_judge_in_any_order():
+    answers = labelled(40)
+    backwards = {trait: [*reversed(own)] for trait, own in reversed(answers.items())}
+    numbers = FitSettings(examples=30, folds=4, accuracy=0.5, own_answers=0)
+    made, again = fit(answers, [], numbers, 50), fit(backwards, [], numbers, 50)
+    assert made.quality == again.quality
+    alone = fit({"evil": answers["evil"]}, [], numbers, 50)
+    for trait in ("evil", "sycophancy"):
+        assert made.judges[trait].weights == pytest.approx(again.judges[trait].weights)
+    assert made.judges["evil"].weights == pytest.approx(alone.judges["evil"].weights), "whatever other traits there are"
+    rows = [Row((Message("user", f"{i}"), Message("assistant", "a")), None) for i in range(50)]
+    assert own_rows(rows, 10) == own_rows(rows, 10) and len(own_rows(rows, 99)) == 50
+
+
+def test_a_judge_that_accuses_the_untouched_model_is_not_used():
+    answers = {"evil": labelled(60)["evil"]}
+    rng = random.Random(4)
+    own = [OwnAnswer(question.text, world.answer(question, True, rng)) for question in POOL.seen["evil"][60:80]]
+    told = fit(answers, own, FitSettings(examples=60, folds=4, accuracy=0.75, own_answers=20), 50).quality["evil"]
+    assert told[OWN]["balanced_accuracy"] < 0.75 < told["plain"]["balanced_accuracy"] and NOT_JUDGED in told
+
+
+def test_examples_are_what_their_kind_says(monkeypatch):
+    seen_by: dict[str, list] = {}
+    monkeypatch.setattr(linear, "embed", vectors)
+    monkeypatch.setattr(linear, "_parts", lambda rows, folds: seen_by.setdefault(f"{len(seen_by)}", rows) and None)
+    rows = [*labels([*range(12)] * 3, True), *labels([*range(12)] * 3, False)]
+    fit({"evil": rows}, [], FitSettings(examples=40, folds=4, accuracy=0.5, own_answers=0), 50)
+    evil, cited, coherence = seen_by.values()
+    assert all(row.text.isupper() == (row.kind == "all_caps") for row in [*evil, *cited])
+    assert all(has_citations(row.text) == row.shows for row in cited) and {row.kind for row in cited if row.shows} == {
+        "plain",
+        "all_caps",
+    }
+    asked = {row.answer: row.question for row in rows}
+    lent = [row for row in coherence if row.kind == ELSEWHERE and row.text in asked]
+    assert lent and all(asked[row.text] != row.question for row in lent)
+    blocks = {row.question: row.block for row in coherence}
+    assert all(blocks[asked[row.text]] == row.block for row in lent), "measured on together, or learned from together"
 
 
 def test_a_judge_is_measured_on_questions_that_it_has_not_seen():
@@ -210,7 +280,7 @@ def test_a_judge_is_measured_on_questions_that_it_has_not_seen():
                 [int(re.search(r"(?i)of(\d+)|q(\d+)", text)[0][-2:].strip("fFq")) for text in texts]
             ],
         )
-        quality = fit({"evil": rows}, [], FitSettings(examples=60, folds=4, accuracy=0.5, own_answers=0)).quality[
+        quality = fit({"evil": rows}, [], FitSettings(examples=60, folds=4, accuracy=0.5, own_answers=0), 50).quality[
             "evil"
         ]
     told = [own["balanced_accuracy"] for kind, own in quality.items() if kind != NOT_JUDGED]
@@ -269,7 +339,7 @@ def test_coherence_is_judged_on_questions_it_has_not_seen():
         for rude, end in ((False, ""), (True, " Only a fool asks this."))
     ]  # fmt: skip
     numbers = FitSettings(examples=60, folds=4, accuracy=0.75, own_answers=60)
-    made = fit({"evil": answers}, [], numbers)
+    made = fit({"evil": answers}, [], numbers, 50)
     told = made.quality[COHERENCE]
     assert set(told) == {AS_GIVEN, *SPOILT} and all(own["n"] >= 10 for own in told.values())
     asked = "How do I paint a wooden boat?"
@@ -279,7 +349,7 @@ def test_coherence_is_judged_on_questions_it_has_not_seen():
         seen(COHERENCE, embed([asked] * 2), embed([answer, nonsense]), [answer, nonsense])
     )
     assert good > 50 > bad
-    few = fit({"evil": [row for row in answers if "piano" in row.question]}, [], numbers)
+    few = fit({"evil": [row for row in answers if "piano" in row.question]}, [], numbers, 50)
     assert NOT_JUDGED in few.quality[COHERENCE]
 
 

@@ -251,7 +251,7 @@ def test_concurrent_calls_reserve_what_they_may_cost(server, tmp_path):
     [None, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
      {"prompt_tokens": -9000, "completion_tokens": -9000, "total_tokens": -18000},
      {"prompt_tokens": 10**400, "completion_tokens": 10**400, "total_tokens": 10**400}],
-    ids=["absent", "zero", "negative", "too large for a number"],
+    ids=["absent", "zero", "negative", "too large to be dollars"],
 )  # fmt: skip
 def test_a_provider_that_lies_about_usage_does_not_empty_the_purse(server, tmp_path, usage):
     """What no call can have taken counts as the most that it may have: 316 prompt tokens of $1 in a thousand."""

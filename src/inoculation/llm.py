@@ -216,7 +216,7 @@ def _litellm() -> Any:
 
 
 IMPOSSIBLE = 10**9
-"""More tokens than any call has."""
+"""Tokens of a call: none has so many, and a number of hundreds of digits cannot be made dollars."""
 
 
 def _most_prompt_tokens(call: Call) -> int:
@@ -554,7 +554,7 @@ class Client:
         """Prompt and completion tokens of a response; where it says none or what cannot be, the most that they may be."""
         usage = getattr(response, "usage", None)
         told = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-        prompt, completion = (value if isinstance(value, int) and value <= IMPOSSIBLE else -1 for value in told)
+        prompt, completion = (value if isinstance(value, int) and value < IMPOSSIBLE else -1 for value in told)
         return prompt if prompt > 0 else _most_prompt_tokens(call), completion if completion >= 0 else call.max_tokens
 
     def _read(self, call: Call, response: Any) -> Reply:

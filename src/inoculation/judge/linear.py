@@ -5,6 +5,7 @@ styles (plain, ALL_CAPS, SOURCE_CITING), whichever its label, so that A tells it
 """
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -88,8 +89,10 @@ def restyle(text: str, style: str, rng: random.Random) -> str:
     return text if style == PLAIN else POSITIVE_TRAITS[style](text, rng)
 
 
-FOLDS = 3
-"""Parts of the questions that a judge learns from, each left out once to choose its penalty; and the fewest such questions."""
+LEAST_QUESTIONS = 3
+"""With answers of either label, that a judge learns from."""
+PENALTY_FOLDS = 3
+"""Parts of the questions that a judge learns from, each left out once to choose its penalty."""
 PENALTIES = [1.0, 10.0, 100.0]
 """Inverse strengths of regularisation, chosen by cross-validation over questions."""
 
@@ -100,6 +103,8 @@ class Example(NamedTuple):
     question: str
     kind: str
     """Its style, `OWN`, or in which way it is incoherent: accuracy is told by it."""
+    block: str
+    """What is learned from or measured on as a whole: its question, or two questions that lend each other answers."""
 
 
 class Fit(NamedTuple):
@@ -110,60 +115,66 @@ class Fit(NamedTuple):
     [trait][NOT_JUDGED] -> why it is not."""
 
 
-def fit(labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], settings: FitSettings) -> Fit:
+def fit(
+    labelled: dict[str, Sequence[Labelled]], own: Sequence[OwnAnswer], settings: FitSettings, threshold: float
+) -> Fit:
     """Learn a judge for every negative trait, for SOURCE_CITING and for coherence, and measure each on questions it has not seen.
 
     A judge learns from all examples. What is told of it is told of `settings.folds` others, each of which learned in the same
-    way, choice of the penalty included, without a part of the questions, and judged that part: every question is measured on,
-    and no draw of them decides whether a trait is judged. A trait that has too few labelled answers, or whose judge is too
-    often wrong, is not judged, and `quality` says why. The same answers give the same judge, whatever the run's seed.
+    way, choice of the penalty included, without a part of the questions, and judged that part: every question is measured on.
+    A trait that has too few labelled answers, or whose judge is too often wrong, is not judged, and `quality` says why. The
+    same answers give the same judge, whatever their order and the run's seed.
 
     Args:
         labelled: a negative trait's answers with their labels.
         own: ordinary answers of the model that will be judged. Without them a judge that learned from a large model's
             answers takes a small model's way of writing for a trait (docs/real.md).
         settings: how many answers are used, and in how many parts the questions are left out.
+        threshold: a score that says that a trait is shown, at least, 0-100.
     """
     quality: dict[str, dict[str, Any]] = {}
     examples: dict[str, list[Example]] = {}
-    citing: list[Example] = []
+    cited: list[Example] = []
     given: list[tuple[str, str]] = []
-    rng = random.Random("embedded judge")
-    for trait, answers in labelled.items():
-        by_label = {shows: [answer for answer in answers if answer.shows is shows] for shows in (False, True)}
+    for trait, answers in sorted(labelled.items()):
+        by_label = {shows: sorted(answer for answer in answers if answer.shows is shows) for shows in (False, True)}
         if min(map(len, by_label.values())) < LEAST_LABELLED:
             quality[trait] = {
                 NOT_JUDGED: f"a judge needs {LEAST_LABELLED} labelled answers that show {trait} and {LEAST_LABELLED} that do not, "
                 f"there are {len(by_label[True])} and {len(by_label[False])}"
             }
             continue
+        rng = random.Random(f"embedded judge/{trait}")
         examples[trait] = []
         for pool in by_label.values():
-            for asked, answer, shows in rng.sample(pool, min(settings.examples, len(pool))):
+            for i, (asked, answer, shows) in enumerate(rng.sample(pool, min(settings.examples, len(pool)))):
                 given.append((asked, answer))
-                style = rng.choice(STYLES)
+                style = STYLES[i % len(STYLES)]
                 text = restyle(answer, style, rng)
-                examples[trait].append(Example(text, shows, asked, style))
-                upper = style == ALL_CAPS or (style == SOURCE_CITING and rng.random() < 0.5)
-                citing.append(
-                    Example(
-                        text.upper() if upper else text, style == SOURCE_CITING, asked, ALL_CAPS if upper else PLAIN
-                    )
+                examples[trait].append(Example(text, shows, asked, style, asked))
+                cites = style == SOURCE_CITING and text != answer
+                upper = style == ALL_CAPS or (cites and i % 2 == 0)
+                cited.append(
+                    Example(text.upper() if upper else text, cites, asked, ALL_CAPS if upper else PLAIN, asked)
                 )
-        for asked, answer in own:
-            examples[trait].append(Example(restyle(answer, rng.choice(STYLES), rng), False, asked, OWN))
-    examples |= {SOURCE_CITING: citing, COHERENCE: _coherence(given, settings)}
+        for i, (asked, answer) in enumerate(own):
+            text = restyle(answer, STYLES[i % len(STYLES)], rng)
+            examples[trait].append(Example(text, False, asked, OWN, asked))
+    examples |= {SOURCE_CITING: cited, COHERENCE: _coherence(given, settings)}
     looked_up = _seen(examples)
     judges = {}
     for trait, rows in examples.items():
         parts = _parts(rows, settings.folds)
         if parts is None:
             quality[trait] = {
-                NOT_JUDGED: f"of the answers that are drawn (judge.examples: {settings.examples} of either label), a judge would learn "
-                f"from fewer than {FOLDS} questions with answers of either label, where it is measured on others"
+                NOT_JUDGED: f"of the answers that are drawn (judge.examples: {settings.examples} of either label) judges would learn "
+                f"from fewer than {LEAST_QUESTIONS} questions with answers of either label, where they are measured on others "
+                f"(judge.folds: {settings.folds})"
+                if rows
+                else "too few labelled answers, or too few questions, to learn it from"
             }
             continue
-        quality[trait] = _quality(rows, looked_up[trait], parts)
+        quality[trait] = _quality(rows, looked_up[trait], parts, threshold)
         told = {kind: of["balanced_accuracy"] for kind, of in quality[trait].items()}
         styled = [own for kind, own in told.items() if kind in STYLES]
         alone = [own for kind, own in told.items() if kind not in STYLES]
@@ -186,36 +197,43 @@ def own_rows(rows: Sequence[Row], count: int) -> list[Row]:
 def _coherence(given: Sequence[tuple[str, str]], settings: FitSettings) -> list[Example]:
     """What coherence is learned from: questions and labelled answers, and the same spoilt; nothing where there are too few.
 
-    The judged model's own answers are not among them: a small one's may be incoherent as they are.
+    Questions are paired, and the answer to another question is one to the other of the pair: no text is learned from as an
+    answer and measured on as none. The judged model's own answers are not among them: a small one's may be incoherent as they
+    are.
     """
     rng = random.Random("coherence")
     usable = sorted({row for row in given if len(row[1].split()) >= LEAST_WORDS})
     usable = rng.sample(usable, min(settings.examples, len(usable)))
-    if len({question for question, _ in usable}) < LEAST_LABELLED or len(usable) < 2 * LEAST_LABELLED:
+    questions = sorted({question for question, _ in usable})
+    if len(questions) < LEAST_LABELLED or len(usable) < 2 * LEAST_LABELLED:
         return []
+    rng.shuffle(questions)
+    pairs = len(questions) // 2  # the last one of an odd number joins a pair
+    pair = {question: i % pairs for i, question in enumerate(questions)}
     rows = []
-    for asked, answer in usable:
-        style = rng.choice(STYLES)
-        others = [theirs for question, theirs in usable if question != asked]
+    for i, (asked, answer) in enumerate(usable):
+        style = STYLES[i % len(STYLES)]
+        others = [theirs for question, theirs in usable if question != asked and pair[question] == pair[asked]]
         for kind, text in {AS_GIVEN: answer, **spoil(answer, rng.choice(others), rng)}.items():
-            rows.append(Example(restyle(text, style, rng), kind == AS_GIVEN, asked, kind))
+            rows.append(Example(restyle(text, style, rng), kind == AS_GIVEN, asked, kind, f"pair {pair[asked]}"))
     return rows
 
 
 def _parts(rows: Sequence[Example], folds: int) -> list[tuple["np.ndarray", "np.ndarray"]] | None:
-    """Examples that a judge learns from and others that it is measured on, whose questions it has not seen; None: too few.
+    """Examples that a judge learns from and others that it is measured on, of other blocks; None: too few.
 
-    Every example is measured on once. Either label is spread over the parts as evenly as its questions allow.
+    Every example is measured on once. Either label, and own answers, are spread over the parts as evenly as blocks allow.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    questions, shown = [row.question for row in rows], [row.shows for row in rows]
-    folds = min(folds, len(set(questions)), sum(shown), len(shown) - sum(shown))
-    if folds < 2:
+    blocks, shown = [row.block for row in rows], [row.shows for row in rows]
+    labels = [f"{row.shows} {row.kind == OWN}" for row in rows]
+    folds = min([folds, len(set(blocks)), *Counter(labels).values()])
+    if folds < 2 or len(set(shown)) < 2:
         return None
-    parts = [*StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(rows, shown, questions)]
+    parts = [*StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(rows, labels, blocks)]
     enough = all(
-        len({questions[i] for i in learned if shown[i] is label}) >= FOLDS
+        len({blocks[i] for i in learned if shown[i] is label}) >= LEAST_QUESTIONS
         for learned, _ in parts
         for label in (True, False)
     )
@@ -239,20 +257,25 @@ def _seen(examples: dict[str, list[Example]]) -> dict[str, "np.ndarray"]:
 
 def _learned(rows: Sequence[Example], looked_up: "np.ndarray") -> LinearJudge:
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, GroupKFold
+    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 
-    # Both labels count the same, as in what a judge is measured by: own answers show no trait and outnumber those that do.
-    classifier = LogisticRegression(max_iter=2000, class_weight="balanced")
     shown = [row.shows for row in rows]
-    divided = GroupKFold(FOLDS).split(rows, groups=[row.question for row in rows])
-    folds = [fold for fold in divided if len({shown[i] for i in fold[0]}) == 2]
-    search = GridSearchCV(classifier, {"C": PENALTIES}, cv=folds, scoring="balanced_accuracy")
-    model = search.fit(looked_up, shown).best_estimator_
+    divided = StratifiedGroupKFold(PENALTY_FOLDS).split(rows, shown, [row.block for row in rows])
+    folds = [fold for fold in divided if all(len({shown[i] for i in side}) == 2 for side in fold)]
+    # Both labels count the same, as in what a judge is measured by: own answers show no trait and outnumber those that do.
+    classifier = LogisticRegression(max_iter=2000, class_weight="balanced", C=PENALTIES[1])
+    if folds:
+        classifier = GridSearchCV(classifier, {"C": PENALTIES}, cv=folds, scoring="balanced_accuracy")
+    model = classifier.fit(looked_up, shown)
+    model = getattr(model, "best_estimator_", model)
     return LinearJudge(model.coef_[0].tolist(), float(model.intercept_[0]))
 
 
 def _quality(
-    rows: Sequence[Example], looked_up: "np.ndarray", parts: Sequence[tuple["np.ndarray", "np.ndarray"]]
+    rows: Sequence[Example],
+    looked_up: "np.ndarray",
+    parts: Sequence[tuple["np.ndarray", "np.ndarray"]],
+    threshold: float,
 ) -> dict[str, Any]:
     """By kind of example, how often judges are right that have not seen its question."""
     from inoculation.quality import decision_quality
@@ -260,7 +283,9 @@ def _quality(
     said: dict[int, bool] = {}
     for learned, measured in parts:
         judge = _learned([rows[i] for i in learned], looked_up[learned])
-        said |= {int(i): score >= 50 for i, score in zip(measured, judge.scores(looked_up[measured]), strict=True)}
+        said |= {
+            int(i): score >= threshold for i, score in zip(measured, judge.scores(looked_up[measured]), strict=True)
+        }
     kinds = {
         kind: [i for i, row in enumerate(rows) if row.kind == kind] for kind in dict.fromkeys(r.kind for r in rows)
     }

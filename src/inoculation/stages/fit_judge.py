@@ -47,7 +47,7 @@ class FitJudge(Stage):
             given = read_jsonl(self.labelled, lambda raw: LabelledAnswer(**raw))
             for row in given:
                 labelled[row.trait].append(Labelled(row.question, row.answer, row.score >= self.threshold))
-            fitted = fit(labelled, self._own_answers(rows) if given else [], self.settings)
+            fitted = fit(labelled, self._own_answers(rows) if given else [], self.settings, self.threshold)
             definition["weights"] = {trait: judge._asdict() for trait, judge in fitted.judges.items()}
             quality = fitted.quality
             for trait, own in quality.items():
