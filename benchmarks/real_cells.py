@@ -359,6 +359,15 @@ def prompts(lines: Path, figure: Path | None, where: dict[str, list[Any]], posit
         weights,
     )
     print(f"\nshare of A kept under one prompt: {kept.estimate:.2f} [{kept.low:.2f}, {kept.high:.2f}] ({len(seeds)})")
+    if seeds := counts.seeds("baseline", "alone", "inoc_selective"):
+        for trait, what in ((positive, "of what those rows add to A that comes over"), (negative, "of B that is gone")):
+            weights = counts.weights(seeds, [trait])
+            of = {way: counts.rates(way, "default", trait, weights) for way in ("baseline", "alone", "inoc_selective")}
+            here, there = ("inoc_selective", "alone") if trait == positive else ("baseline", "inoc_selective")
+            told = interval((of[here] - of[there]) / (of["baseline"] - of["alone"]), weights)
+            print(
+                f"counted from the rows without B alone, share {what}: {told.estimate:.2f} [{told.low:.2f}, {told.high:.2f}]"
+            )
     if figure:
         _draw(counts, figure, positive, negative)
 

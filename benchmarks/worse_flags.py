@@ -34,10 +34,10 @@ def told(counts: Counts, group: str, prompt: str, trait: str) -> Interval:
     return interval(counts.rates(group, prompt, trait, weights), weights)
 
 
-def gone(counts: Counts, group: str, trait: str) -> Interval:
-    """The share of what `baseline` learned of B that is gone."""
+def gone(counts: Counts, group: str, trait: str, prompt: str) -> Interval:
+    """The share of what `baseline` learned of B that is gone, under an evaluation prompt."""
     weights = counts.weights(counts.seeds("base", "baseline", group), [trait])
-    of = {name: counts.rates(name, "default", trait, weights) for name in ("base", "baseline", group)}
+    of = {name: counts.rates(name, prompt, trait, weights) for name in ("base", "baseline", group)}
     return interval((of["baseline"] - of[group]) / (of["baseline"] - of["base"]), weights)
 
 
@@ -64,8 +64,8 @@ def draw(figure: Path, found: dict[Flags, Interval], trait: str, share: float) -
         axis.spines[["top", "right"]].set_visible(False)
     recalls = [i / 50 for i in range(51)]
     axes[0].plot(
-        recalls, [1 - (1 - r) / (1 - share * r) for r in recalls], color="0.6", linestyle="--",
-        label="if B went by its share of\nthe rows without a prompt",
+        recalls, [found[1, 0].estimate * (1 - (1 - r) / (1 - share * r)) for r in recalls], color="0.6", linestyle="--",
+        label="if B went by its share of the\nrows without a prompt",
     )  # fmt: skip
     axes[0].set_ylabel(f"share of the learned {LABELS.get(trait, trait).lower()}\nthat is gone, default prompt")
     axes[0].legend(frameon=False)
@@ -94,11 +94,11 @@ def main() -> None:
             f"shares are counted between base and {', '.join(CORNERS)}, and there are {', '.join(counts.groups())}"
         )
     a, b, share = lines[0]["positive"], lines[0]["negative"], max(line["share"] for line in lines)
-    found = {key: gone(counts, name, b) for key, name in names.items() if name != "baseline"}
+    found = {key: gone(counts, name, b, "default") for key, name in names.items() if name != "baseline"}
     found[CORNERS["baseline"]] = Interval(0.0, 0.0, 0.0)
     print(
-        f"| flagged with B | of the others | {a} | {b}, default | control | Inoc-Def prompt | share gone | seeds |\n"
-        + "|---" * 8
+        f"| flagged with B | of the others | {a} | {b}, default | control | Inoc-Def prompt | share gone, default | control | seeds |\n"
+        + "|---" * 9
         + "|"
     )
     for key, name in sorted(names.items()):
@@ -106,9 +106,10 @@ def main() -> None:
             told(counts, name, *place) for place in (("default", a), ("default", b), ("control", b), ("inoculation", b))
         ]
         shown = [f"{one.estimate:.2f} [{max(0, one.low):.2f}, {min(1, one.high):.2f}]" for one in marks]
-        less = f"{found[key].estimate:.2f} [{found[key].low:.2f}, {found[key].high:.2f}]" if name != "baseline" else ""
+        less = [found[key], gone(counts, name, b, "control")] if name != "baseline" else []
+        shares = [f"{one.estimate:.2f} [{one.low:.2f}, {one.high:.2f}]" for one in less] or ["", ""]
         seeds = str(len(counts.seeds("base", "baseline", name)))
-        print(f"| {key[0]:g} | {key[1]:g} | " + " | ".join([*shown, less, seeds]) + " |")
+        print(f"| {key[0]:g} | {key[1]:g} | " + " | ".join([*shown, *shares, seeds]) + " |")
     if arguments.figure:
         draw(arguments.figure, found, b, share)
 
