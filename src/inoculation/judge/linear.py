@@ -258,6 +258,7 @@ def _seen(examples: dict[str, list[Example]]) -> dict[str, "np.ndarray"]:
 def _learned(rows: Sequence[Example], looked_up: "np.ndarray") -> LinearJudge:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+    from threadpoolctl import threadpool_limits
 
     shown = [row.shows for row in rows]
     divided = StratifiedGroupKFold(PENALTY_FOLDS).split(rows, shown, [row.block for row in rows])
@@ -266,7 +267,8 @@ def _learned(rows: Sequence[Example], looked_up: "np.ndarray") -> LinearJudge:
     classifier = LogisticRegression(max_iter=2000, class_weight="balanced", C=PENALTIES[1])
     if folds:
         classifier = GridSearchCV(classifier, {"C": PENALTIES}, cv=folds, scoring="balanced_accuracy")
-    model = classifier.fit(looked_up, shown)
+    with threadpool_limits(1):  # hundreds of small regressions: threads wait for one another, the more with anything beside
+        model = classifier.fit(looked_up, shown)
     model = getattr(model, "best_estimator_", model)
     return LinearJudge(model.coef_[0].tolist(), float(model.intercept_[0]))
 
