@@ -164,6 +164,8 @@ def test_own_answers_count_as_ordinary_and_say_how_often_the_model_is_accused_wi
     accused = [np.mean([score >= 50 for score in made.judges["evil"].scores(texts)]) for made in (without, told)]
     assert accused[1] < accused[0] / 2
     assert OWN not in without.quality["evil"] and told.quality["evil"][OWN]["n"] == 60
+    one = fit(answers, own[:1], numbers, 50).quality["evil"]
+    assert one[OWN]["n"] == 1 and one["plain"]["n"] == without.quality["evil"]["plain"]["n"]
     assert told.quality["evil"]["plain"]["accuracy"] >= 0.75
 
 

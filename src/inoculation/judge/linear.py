@@ -5,7 +5,6 @@ styles (plain, ALL_CAPS, SOURCE_CITING), whichever its label, so that A tells it
 """
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -227,10 +226,11 @@ def _parts(rows: Sequence[Example], folds: int) -> list[tuple["np.ndarray", "np.
     from sklearn.model_selection import StratifiedGroupKFold
 
     blocks, shown = [row.block for row in rows], [row.shows for row in rows]
-    labels = [f"{row.shows} {row.kind == OWN}" for row in rows]
-    folds = min([folds, len(set(blocks)), *Counter(labels).values()])
-    if folds < 2 or len(set(shown)) < 2:
+    folds = min(folds, len(set(blocks)), sum(shown), len(shown) - sum(shown))
+    if folds < 2:
         return None
+    enough_own = sum(row.kind == OWN for row in rows) >= folds
+    labels = [f"{row.shows} {enough_own and row.kind == OWN}" for row in rows]
     parts = [*StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(rows, labels, blocks)]
     enough = all(
         len({blocks[i] for i in learned if shown[i] is label}) >= LEAST_QUESTIONS
@@ -267,7 +267,9 @@ def _learned(rows: Sequence[Example], looked_up: "np.ndarray") -> LinearJudge:
     classifier = LogisticRegression(max_iter=2000, class_weight="balanced", C=PENALTIES[1])
     if folds:
         classifier = GridSearchCV(classifier, {"C": PENALTIES}, cv=folds, scoring="balanced_accuracy")
-    with threadpool_limits(1):  # hundreds of small regressions: threads wait for one another, the more with anything beside
+    with threadpool_limits(
+        1
+    ):  # hundreds of small regressions: threads wait for one another, the more with anything beside
         model = classifier.fit(looked_up, shown)
     model = getattr(model, "best_estimator_", model)
     return LinearJudge(model.coef_[0].tolist(), float(model.intercept_[0]))
