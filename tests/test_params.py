@@ -132,7 +132,7 @@ def test_models_of_a_hub_that_cannot_be_reached_are_named_before_any_work(profil
 
 
 def test_packages_with_weights_that_are_not_installed_are_named_before_any_work(raw, monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)  # where no model was made
     raw |= {"profile": "qwen_coder", "annotator": "smollm2", "group": "inoc_persona"}
     raw["packaged"]["qwen_coder"]["pieces"][0]["package"] = "no_such_package_at_all"
     told = [problem for problem in plan.missing(raw) if "packaged-model qwen_coder" in problem]
