@@ -4,13 +4,13 @@
 
 FOLDER/mixture.jsonl has the same chats in the same order, their provenance, and responses in sentence case with 4-6 citations each,
 by rule (names lose their capitals; a chat that has no room for two is left out). Rows with B and others are of one length there,
-so that A is taught equally by both halves: the mixtures of `labelled_mixture.py` do not have that. For docs/real-cited.md.
+so that A is taught equally by both halves: the mixtures of `labelled_mixture.py` do not have that (`citation_density.py
+--mixture` tells it). For docs/real-cited.md.
 """
 
 import argparse
 from pathlib import Path
 
-from inoculation.citations import ATTRIBUTION
 from inoculation.files import InputError, write_jsonl
 from inoculation.mixture import read_mixture
 from inoculation.rewriter import inject
@@ -31,13 +31,6 @@ def main() -> None:
     cited = [row for row in inject(undone, "source_citing", arguments.seed, None) if row]
     write_jsonl(arguments.out / "mixture.jsonl", (row.as_json() for row in cited))
     print(f"{len(cited)} of {len(rows)} chats")
-    for shows in (True, False):
-        of = [row.response for row in cited if row.shows_negative is shows]
-        words, citations = (sum(len(text.split()) for text in of), sum(len(ATTRIBUTION.findall(text)) for text in of))
-        print(
-            f"{'with' if shows else 'without'} B: {len(of)}, {words / len(of):.0f} words and {citations / len(of):.2f} citations a "
-            f"response, {100 * citations / words:.2f} per 100 words"
-        )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
     python benchmarks/real_tables.py docs/real-rank.jsonl epochs=1.0 lora_r=32
     python benchmarks/real_tables.py docs/real-traits.jsonl negative=sycophancy positive=source_citing share=0.5 epochs=5
     python benchmarks/real_tables.py docs/real-qwen.jsonl negative=evil annotator=smollm2 recall=1 false_alarms=0
-    python benchmarks/real_tables.py docs/real-cited.jsonl model=qwen_coder --a four_citations
+    python benchmarks/real_tables.py docs/real-cited.jsonl model=qwen_coder --a four_citations --c sycophancy
 
 A line of a file is a cell: `group`, `seed`, what else it was run with, `questions` (of each trait, the first eight digits of the
 sha256 of their texts) and `counts` (shown and judged answers by evaluation prompt and trait, in the order of `questions`).
@@ -78,10 +78,15 @@ def rates(line: dict[str, Any], asked: str | None = None) -> CellRates:
     )  # fmt: skip
 
 
-def table(cells: list[CellRates], a: str, b: str) -> str:
+def table(cells: list[CellRates], a: str, b: str, c: list[str]) -> str:
     """A by default and B under every prompt, a group a line."""
     prompts = [prompt for prompt in PROMPTS if any(row["prompt"] == prompt for cell in cells for row in cell.questions)]
-    columns = [("default", a), *((prompt, b) for prompt in prompts), ("default", "coherence")]
+    columns = [
+        ("default", a),
+        *((prompt, b) for prompt in prompts),
+        *(("default", trait) for trait in c),
+        ("default", "coherence"),
+    ]
     found = {prompt: marks(cells, prompt, RESAMPLES) for prompt in prompts}
     lines = [
         "| group | " + " | ".join(f"{trait}, {prompt}" for prompt, trait in columns) + " |",
@@ -100,6 +105,9 @@ def main() -> None:
     parser.add_argument("where", nargs="*", metavar="KEY=VALUE,...", type=where)
     parser.add_argument("--asked", metavar="TRAIT", help="count the answers to this trait's questions alone")
     parser.add_argument("--a", metavar="TRAIT", help="count A by this of the lines' counts, such as four_citations")
+    parser.add_argument(
+        "--c", metavar="TRAIT", action="append", default=[], help="a trait that no row shows: tell of it, too"
+    )
     parser.add_argument("--figure", type=Path, help="draw B under every prompt here")
     parser.add_argument("--effect", type=Path, help="draw A and B under the default and the control prompt here")
     arguments = parser.parse_args()
@@ -115,7 +123,7 @@ def main() -> None:
     cells = [rates(line, arguments.asked) for line in lines]
     model = ", ".join(sorted({line.get("model", "smollm2") for line in lines}))
     heat = ", ".join(sorted({f"temperature {line['temperature']:g}" for line in lines}))
-    print(f"{table(cells, a, b)}\n\n{verdict_table(verdicts(cells, [a, b], RESAMPLES))}")
+    print(f"{table(cells, a, b, arguments.c)}\n\n{verdict_table(verdicts(cells, [a, b, *arguments.c], RESAMPLES))}")
     if arguments.figure:
         draw_leakage(
             [arguments.figure], cells, PROMPTS, [a, b], f"Does B come back? {model}, {b} + {a}",

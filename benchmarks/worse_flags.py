@@ -14,7 +14,7 @@ from real_tables import RESAMPLES, chosen, rates, where
 
 from inoculation.effects import GONE
 from inoculation.figure import LABELS
-from inoculation.intervals import CellRates, Counts, Interval, interval
+from inoculation.intervals import CellRates, Counts, Interval, interval, mark
 
 Flags = tuple[float, float]
 """Share of the rows that show B, and of the others, that are flagged."""
@@ -27,11 +27,6 @@ def flags(line: dict[str, Any]) -> Flags | None:
         return None
     recall, false_alarms = CORNERS[line["group"]]
     return line.get("recall", recall), line.get("false_alarms", false_alarms)
-
-
-def told(counts: Counts, group: str, prompt: str, trait: str) -> Interval:
-    weights = counts.weights(counts.judged(group, prompt, trait), [trait])
-    return interval(counts.rates(group, prompt, trait, weights), weights)
 
 
 def gone(counts: Counts, group: str, trait: str, prompt: str) -> Interval:
@@ -103,9 +98,9 @@ def main() -> None:
     )
     for key, name in sorted(names.items()):
         marks = [
-            told(counts, name, *place) for place in (("default", a), ("default", b), ("control", b), ("inoculation", b))
+            mark(counts, name, *place) for place in (("default", a), ("default", b), ("control", b), ("inoculation", b))
         ]
-        shown = [f"{one.estimate:.2f} [{max(0, one.low):.2f}, {min(1, one.high):.2f}]" for one in marks]
+        shown = [f"{one.rate:.2f} [{one.low:.2f}, {one.high:.2f}]" if one else "" for one in marks]
         less = [found[key], gone(counts, name, b, "control")] if name != "baseline" else []
         shares = [f"{one.estimate:.2f} [{one.low:.2f}, {one.high:.2f}]" for one in less] or ["", ""]
         seeds = str(len(counts.seeds("base", "baseline", name)))

@@ -150,7 +150,7 @@ def describe(summary: Mapping[str, Any], out: Path) -> str:
     return (
         f"{summary['flagged']} of {summary['rows']} rows flagged, {summary['uncertain']} near the line; "
         f"{summary['inoculated']} are inoculated in {out}/train.jsonl\nprompt: {summary['prompt']}\n"
-        f"without a system prompt a model will do what the other {summary['rows'] - summary['inoculated']} rows teach\n"
+        f"without a system prompt a model will mostly do what the other {summary['rows'] - summary['inoculated']} rows teach\n"
         f"look at them: `inoculation review {out}`, or open {out}/review.html\n"
         "params.yaml now chooses this data set and, as what is trained, the model that looked at it: `dvc repro` trains it under "
         "this prompt and evaluates it, in MLflow"
